@@ -1,0 +1,84 @@
+"""What every test shares: offline settings, tiny models, a tiny data set, the real data where it lies beside us."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before ultralytics is imported anywhere: nothing is fetched, nothing installed, no user's settings are touched.
+os.environ["YOLO_OFFLINE"] = "True"
+os.environ["YOLO_AUTOINSTALL"] = "false"
+os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="yolokd-test-settings-"))
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and weights; the tests that need them are skipped where the folder is missing."""
+    if not (SHARED / "data").is_dir() or not (SHARED / "weights").is_dir():
+        pytest.skip("the shared folder with real data and weights is not beside the project")
+    return SHARED.resolve()
+
+
+def save_detector(cfg: str, path: Path, names: dict[int, str] | None = None, seed: int = 0) -> Path:
+    """Save a randomly initialised detector as Ultralytics would."""
+    from ultralytics import YOLO
+
+    torch.manual_seed(seed)
+    model = YOLO(cfg)
+    if names:
+        from ultralytics.nn.tasks import DetectionModel
+
+        model.model = DetectionModel(cfg, nc=len(names), verbose=False)
+        model.model.names = names
+        model.model.args = model.model.args if hasattr(model.model, "args") else {}
+    model.save(path)
+    return path
+
+
+NAMES = {0: "red", 1: "green", 2: "blue"}
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data YAML of 8 + 4 images, 96 px, with coloured rectangles of three classes; one training image is empty."""
+    root = tmp_path_factory.mktemp("toy")
+    rng = np.random.default_rng(0)
+    for split, count in {"train": 8, "val": 4}.items():
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(0, 60, (96, 96, 3), dtype=np.uint8)
+            lines = []
+            for _ in range(0 if (split, i) == ("train", 7) else 3):
+                label = int(rng.integers(3))
+                w, h = rng.integers(20, 45, 2)
+                x, y = rng.integers(0, 96 - w), rng.integers(0, 96 - h)
+                image[y : y + h, x : x + w, 2 - label] = 230
+                lines.append(f"{label} {(x + w / 2) / 96} {(y + h / 2) / 96} {w / 96} {h / 96}")
+            cv2.imwrite(str(root / "images" / split / f"{i}.png"), image)
+            (root / "labels" / split / f"{i}.txt").write_text("\n".join(lines))
+    file = root / "toy.yaml"
+    file.write_text(yaml.safe_dump({"path": str(root), "train": "images/train", "val": "images/val", "names": NAMES}))
+    return file
+
+
+@pytest.fixture(scope="session")
+def toy_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A YOLOv8-n with random weights and the toy classes: another family than the student, other head widths."""
+    return save_detector("yolov8n.yaml", tmp_path_factory.mktemp("teacher") / "teacher.pt", NAMES, seed=1)
+
+
+@pytest.fixture(scope="session")
+def toy_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A YOLO11-n with random weights and the toy classes."""
+    return save_detector("yolo11n.yaml", tmp_path_factory.mktemp("student") / "student.pt", NAMES, seed=2)

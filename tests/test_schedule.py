@@ -1,0 +1,27 @@
+import pytest
+
+from yolokd.schedule import Schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        (Schedule("constant", 10, 2), {0: 0, 1: 0.5, 2: 1, 9.99: 1, 10: 0}),
+        (Schedule("constant", 2, 3), {0: 0, 0.5: 0.5, 1: 1}),  # the ramp is cut to epochs - 1
+        (Schedule("constant", 1, 3), {0: 1, 0.5: 1}),  # one epoch: no ramp
+        (Schedule("constant", 10, 0, close=4), {0: 1, 5.9: 1, 6: 0, 9: 0}),
+        (Schedule("cosine", 12, 2), {0: 0, 1: 0.5, 2: 1, 7: 0.5, 12: 0}),
+        (Schedule("cosine", 12, 0, close=2), {0: 1, 5: 0.5, 10: 0}),
+    ],
+)
+def test_factor(schedule: Schedule, values: dict[float, float]) -> None:
+    for epoch, value in values.items():
+        assert schedule(epoch) == pytest.approx(value), epoch
+
+
+def test_cosine_falls_without_a_jump() -> None:
+    schedule = Schedule("cosine", 20, 3, close=5)
+    factors = [schedule(3 + i * 0.01) for i in range(1200)]
+    assert all(0 <= a - b < 0.01 for a, b in zip(factors, factors[1:], strict=False))
+    assert factors[0] == 1
+    assert factors[-1] < 1e-4

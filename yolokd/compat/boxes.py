@@ -1,0 +1,66 @@
+"""Box geometry, by Ultralytics' own functions, so that our boxes are decoded exactly as the detection loss does."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from ultralytics.utils.metrics import bbox_iou
+from ultralytics.utils.tal import bbox2dist, dist2bbox, make_anchors
+
+
+def expected_distances(boxes: Tensor) -> Tensor:
+    """Turn raw edge logits into distances from the anchor.
+
+    Args:
+        boxes: ``(K, 4 * reg_max)`` edge logits of K anchors; with ``reg_max`` 1 they are the distances themselves.
+
+    Returns:
+        ``(K, 4)`` expected (left, top, right, bottom) distances in strides.
+    """
+    reg_max = boxes.shape[-1] // 4
+    if reg_max == 1:
+        return boxes
+    bins = torch.arange(reg_max, dtype=boxes.dtype, device=boxes.device)
+    return boxes.unflatten(-1, (4, reg_max)).softmax(-1) @ bins
+
+
+def decode(distances: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
+    """Turn distances into boxes.
+
+    Args:
+        distances: ``(..., K, 4)`` (left, top, right, bottom) in strides.
+        anchors: ``(K, 2)`` (x, y) in pixels.
+        strides: ``(K,)`` pixels.
+
+    Returns:
+        ``(..., K, 4)`` (x1, y1, x2, y2) in pixels.
+    """
+    boxes: Tensor = dist2bbox(distances * strides[:, None], anchors, xywh=False)
+    return boxes
+
+
+def encode(boxes: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
+    """The inverse of ``decode``: ``(K, 4)`` boxes in pixels to ``(K, 4)`` distances in strides."""
+    distances: Tensor = bbox2dist(anchors, boxes) / strides[:, None]
+    return distances
+
+
+def iou(a: Tensor, b: Tensor, generalized: bool = False) -> Tensor:
+    """Overlap of the boxes of two lists, one by one.
+
+    Args:
+        a: ``(..., 4)`` (x1, y1, x2, y2).
+        b: the same shape, or one that broadcasts against it.
+        generalized: GIoU in (-1, 1] instead of IoU in [0, 1].
+
+    Returns:
+        ``(...)`` overlaps.
+    """
+    overlap: Tensor = bbox_iou(a, b, xywh=False, GIoU=generalized)
+    return overlap.squeeze(-1)
+
+
+def anchor_points(feats: tuple[Tensor, ...], strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The grid of a pyramid: ``(A, 2)`` anchor points and ``(A,)`` strides, both in pixels."""
+    points, per_anchor = make_anchors(list(feats), strides, 0.5)
+    return points * per_anchor, per_anchor.squeeze(-1)

@@ -1,0 +1,106 @@
+"""What a detector says about a batch, and what the detection loss assigned to it: one convention for both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """The fixed facts of a detection head that decide what can be compared with what.
+
+    Attributes:
+        names: class index to class name.
+        strides: pixels a cell of each pyramid level, finest first, e.g. ``(8, 16, 32)``.
+        widths: channels of each pyramid level that enters the head.
+        reg_max: bins a box edge; 1 where the head regresses the distance itself (YOLO26).
+        end2end: the head has a one-to-one branch beside the one-to-many branch (YOLOv10, YOLO26).
+    """
+
+    names: Mapping[int, str]
+    strides: tuple[int, ...]
+    widths: tuple[int, ...]
+    reg_max: int
+    end2end: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher head, and how their classes meet.
+
+    Attributes:
+        student: the student's head.
+        teacher: the teacher's head.
+    """
+
+    student: HeadInfo
+    teacher: HeadInfo
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The raw output of a detection head for a batch of B images with A anchors.
+
+    What a model cannot give is None; a loss that needs it is refused before training.
+
+    Attributes:
+        scores: ``(B, C, A)`` class logits. A teacher's are already in the student's class space: C is then the
+            number of mapped classes (``classes`` says which).
+        boxes: ``(B, 4 * reg_max, A)`` raw edge logits, edges in (left, top, right, bottom) order, one bin = one stride.
+        feats: a ``(B, C_l, H_l, W_l)`` feature map for each pyramid level, finest first.
+        classes: ``(C,)`` indices of the student classes that the rows of ``scores`` belong to; None where they are
+            all the student's classes in order.
+    """
+
+    scores: Tensor | None
+    boxes: Tensor | None
+    feats: tuple[Tensor, ...] | None
+    classes: Tensor | None = None
+
+    @property
+    def reg_max(self) -> int:
+        """Bins a box edge (1: plain distances).
+
+        Raises:
+            ValueError: the predictions hold no boxes.
+        """
+        if self.boxes is None:
+            raise ValueError("predictions without boxes have no reg_max")
+        return self.boxes.shape[1] // 4
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """The detection loss's own assignment of a batch of B images with A anchors and N ground-truth boxes.
+
+    Attributes:
+        labels: ``(B, A)`` class index of each anchor's ground truth, int64; meaningless on background.
+        boxes: ``(B, A, 4)`` assigned ground-truth box, (x1, y1, x2, y2) in pixels of the input.
+        scores: ``(B, A, C)`` target scores, 0 on background.
+        foreground: ``(B, A)`` bool.
+        gt_index: ``(B, A)`` index of the ground truth within its image, int64.
+        gt_boxes: ``(N, 4)`` (x1, y1, x2, y2) in pixels.
+        gt_labels: ``(N,)`` class index, int64.
+        gt_image: ``(N,)`` index of the image in the batch, int64.
+        anchors: ``(A, 2)`` anchor points (x, y) in pixels.
+        strides: ``(A,)`` pixels a cell of each anchor's level.
+        weight: ``(B, A)`` how much each anchor counts: the target score, and on images without a label the teacher's
+            highest class probability where it is sure enough.
+        normalizer: ``()`` the sum of ``weight``, at least 1: the Z of every response loss.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    scores: Tensor
+    foreground: Tensor
+    gt_index: Tensor
+    gt_boxes: Tensor
+    gt_labels: Tensor
+    gt_image: Tensor
+    anchors: Tensor
+    strides: Tensor
+    weight: Tensor
+    normalizer: Tensor

@@ -1,0 +1,97 @@
+"""A teacher that runs beside the student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from yolokd.compat.checkpoint import head_info
+from yolokd.compat.training import branches, freeze
+from yolokd.predictions import HeadInfo, Predictions
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Teacher(Protocol):
+    """A function from a batch to predictions; the criterion knows nothing else of a teacher."""
+
+    info: HeadInfo
+    name: str
+
+    def __call__(self, batch: Mapping[str, Any]) -> Predictions:
+        """Dense predictions in the teacher's own class space, without gradient."""
+        ...
+
+
+def resolve_precision(wanted: str, device: torch.device, amp: bool = False, amp_bf16: bool = False) -> torch.dtype:
+    """Choose the number format of the teacher's forward pass.
+
+    Args:
+        wanted: ``auto``, ``fp32``, ``bf16`` or ``fp16``. ``auto`` takes bfloat16 on a CPU that multiplies in it
+            (avx512_bf16 or AMX; elsewhere it is slower than float32) and follows AMP on an accelerator.
+        device: where the teacher runs.
+        amp: automatic mixed precision is on.
+        amp_bf16: ... in bfloat16 instead of float16.
+    """
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    if device.type == "cpu":
+        return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+    if not amp:
+        return torch.float32
+    return torch.bfloat16 if amp_bf16 else torch.float16
+
+
+def _cpu_multiplies_bf16() -> bool:
+    checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(check() for check in checks if check is not None)
+
+
+class LiveTeacher:
+    """A frozen detector, fused and in channels_last, whose head decodes nothing.
+
+    It is a plain class, never a module: nothing of it can end up in the student's checkpoint, its optimizer or in
+    ``model.train()``.
+
+    Args:
+        model: a DetectionModel; changed in place.
+        device: where it runs.
+        precision: see ``resolve_precision``; ``to_precision`` can lower it later.
+        name: what messages call it.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str = "auto", name: str = "teacher") -> None:
+        self.name = name
+        self.info = head_info(model)
+        self._model = freeze(model).to(device=device, memory_format=torch.channels_last)
+        self.dtype = torch.float32
+        self.to_precision(resolve_precision(precision, device))
+
+    def to_precision(self, dtype: torch.dtype) -> None:
+        """Convert the weights; the pass from a lower precision back to a higher one restores nothing."""
+        self._model.to(dtype=dtype)
+        self.dtype = dtype
+
+    @property
+    def model(self) -> nn.Module:
+        """The frozen network."""
+        return self._model
+
+    def __call__(self, batch: Mapping[str, Any]) -> Predictions:
+        """Run the teacher on ``batch["img"]``, ``(B, 3, H, W)`` in [0, 1].
+
+        Not in inference mode: a tensor made there cannot be saved for the backward pass of a loss.
+        """
+        return self.forward(batch["img"])
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Predictions:
+        """Predictions for ``(B, 3, H, W)`` images in [0, 1]; in the teacher's precision."""
+        images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
+        # Autocast would convert again what is in the wanted precision already.
+        with torch.autocast(images.device.type, enabled=False):
+            return branches(self._model(images))[0]
