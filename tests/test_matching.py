@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.helpers import ANCHORS, assignment, predictions
+from yolokd.compat.boxes import decode
+from yolokd.losses.boxes import LocalizationKD
+from yolokd.losses.logits import ClassificationKD
+from yolokd.matching import match_positives
+from yolokd.predictions import Predictions
+
+POSITIVE, ANSWER = 5, 10  # the student answers at anchor 5 (12, 12), the teacher at anchor 10 (20, 20)
+
+
+def teacher(classes: torch.Tensor | None = None) -> Predictions:
+    """A teacher that finds the object (8, 8, 24, 24) exactly, but at another anchor than the student's positive."""
+    scores = torch.full((1, 2, ANCHORS), -6.0)
+    scores[0, 1, ANSWER] = 2.0
+    boxes = torch.full((1, 4, ANCHORS), 0.1)
+    boxes[0, :, ANSWER] = torch.tensor([12.0, 12.0, 4.0, 4.0]) / 8
+    return Predictions(scores, boxes, None, classes)
+
+
+def test_the_teachers_answer_to_the_same_object_is_found_at_another_anchor() -> None:
+    ours, theirs, assigned = match_positives(predictions(1, reg_max=1), teacher(), assignment(1, foreground=(POSITIVE,)))
+    assert theirs.scores is not None
+    assert theirs.boxes is not None
+    assert theirs.scores.shape == (1, 2, 1)
+    assert theirs.scores[0, :, 0].tolist() == [-6.0, 2.0]
+    box = decode(theirs.boxes[0].T, assigned.anchors, assigned.strides)
+    assert box.tolist() == [[8.0, 8.0, 24.0, 24.0]]
+    assert ours.scores is not None
+    student = predictions(1, reg_max=1).scores
+    assert student is not None
+    assert torch.equal(ours.scores[0, :, 0], student[0, :, POSITIVE])
+
+
+def test_only_positives_are_taught() -> None:
+    student = predictions(1)
+    assert student.scores is not None
+    assert student.boxes is not None
+    scores, boxes = student.scores.clone().requires_grad_(), student.boxes.clone().requires_grad_()
+    matched = match_positives(
+        replace(student, scores=scores, boxes=boxes), teacher(), assignment(1, foreground=(POSITIVE,))
+    )
+    (ClassificationKD()(*matched) + LocalizationKD()(*matched)).backward()
+    for grad in (scores.grad, boxes.grad):
+        assert grad is not None
+        touched = grad.abs().sum((0, 1)).nonzero().flatten().tolist()
+        assert touched == [POSITIVE]
+
+
+def test_a_class_that_the_teacher_does_not_know_is_matched_by_box() -> None:
+    known = torch.tensor([0, 2])  # the object is of class 1
+    _, theirs, _ = match_positives(predictions(1), teacher(known), assignment(1, foreground=(POSITIVE,)))
+    assert theirs.scores is not None
+    assert theirs.scores[0, :, 0].tolist() == [-6.0, 2.0]
+    assert theirs.classes is known
+
+
+def test_without_a_positive_nothing_is_taught() -> None:
+    matched = match_positives(predictions(1), teacher(), assignment(1, foreground=()))
+    assert ClassificationKD()(*matched).item() == 0
+    assert LocalizationKD()(*matched).item() == 0
+
+
+def test_without_boxes() -> None:
+    with pytest.raises(ValueError, match="one-to-one"):
+        match_positives(predictions(), Predictions(torch.zeros(2, 2, ANCHORS), None, None), assignment())

@@ -1,0 +1,182 @@
+"""The student's criterion, with distillation added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolokd.classes import ClassMap
+from yolokd.compat.boxes import anchor_points
+from yolokd.compat.training import AssignmentTap, branch_losses, branches
+from yolokd.errors import UserError
+from yolokd.losses.base import LOSSES
+from yolokd.matching import match_positives
+from yolokd.predictions import Assigned, Predictions
+from yolokd.schedule import Schedule
+from yolokd.teachers.live import Teacher
+
+# On an image without labels an anchor counts where the teacher is at least this sure of some class.
+UNLABELLED_CONFIDENCE = 0.25
+
+
+class DistillationCriterion:
+    """Detection loss plus the sum of gain(t) * loss, in the place where the student's own criterion stood.
+
+    It calls that criterion, forwards its other attributes (``update`` of the end2end loss among them), and appends
+    one value a distillation loss to its result. It is a plain class, never an ``nn.Module``: as a module it would
+    register teacher and adapters in the student. Copied or pickled it becomes None, so that the EMA and the
+    checkpoints hold a student and nothing else.
+
+    Args:
+        base: the student's own criterion.
+        teacher: a function from batches to predictions.
+        losses: the losses by name.
+        gains: a gain for each of them.
+        class_map: from the teacher's classes to the student's.
+        strides: pixels a cell of each level.
+        schedule: the factor on all gains over training.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        teacher: Teacher,
+        losses: nn.ModuleDict,
+        gains: Mapping[str, float],
+        class_map: ClassMap,
+        strides: tuple[int, ...],
+        schedule: Schedule,
+    ) -> None:
+        self.base = base
+        self.teacher = teacher
+        self.losses = losses
+        self.gains = dict(gains)
+        self.class_map = class_map
+        self.strides = strides
+        self.schedule = schedule
+        self.epoch = 0.0
+        self._step = 0.0
+        self._checked = False
+        self._branches = branch_losses(base)
+        self._taps = [AssignmentTap(b) for b in (self._branches.dense, self._branches.one2one) if b is not None]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "base" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    def __deepcopy__(self, memo: object) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+    def begin_epoch(self, epoch: int, batches: int, schedule: Schedule) -> None:
+        """Say where in training we are.
+
+        Args:
+            epoch: epochs done.
+            batches: batches in this epoch.
+            schedule: the schedule; the length of a training can change while it runs (``time=``).
+        """
+        self.epoch, self._step, self.schedule = float(epoch), 1 / max(batches, 1), schedule
+
+    def __call__(self, preds: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The detection loss with one distillation loss after the other appended, and all named items.
+
+        Args:
+            preds: raw output of the student's head.
+            batch: Ultralytics' batch, ``img`` of shape ``(B, 3, H, W)`` among it.
+
+        Returns:
+            the losses, multiplied by B as Ultralytics does, and the items, which are not.
+        """
+        total, items = self.base(preds, batch)
+        dense, one2one = branches(preds)
+        assert dense.feats is not None
+        _, strides = anchor_points(dense.feats, self.strides)
+        assigned = [tap.take(strides) for tap in self._taps]
+        factor, self.epoch = self.schedule(self.epoch), self.epoch + self._step
+        if factor > 0:
+            terms = self._distil(dense, one2one, batch, assigned)
+        else:  # before the ramp and after kd_close the teacher rests
+            terms = {name: total.new_zeros(()) for name in self.losses}
+        terms = {name: factor * self.gains[name] * value for name, value in terms.items()}
+        items = dict(items) | {f"kd_{name}_loss": value.detach() for name, value in terms.items()}
+        return torch.cat([total, *(value.view(1) * batch["img"].shape[0] for value in terms.values())]), items
+
+    def _distil(
+        self, dense: Predictions, one2one: Predictions | None, batch: Mapping[str, Any], assigned: list[Assigned]
+    ) -> dict[str, Tensor]:
+        """The value of each loss, without gain; both branches of an end2end student together."""
+        teacher = self._ask(batch)
+        dense_gain, one2one_gain = self._branches.gains()
+        with torch.autocast(batch["img"].device.type, enabled=False):  # a soft target in half precision is a hard one
+            here = weigh_unlabelled(assigned[0], teacher, batch["img"].shape[0])
+            # The one-to-many branch is all that teaches an end2end student's pyramid, and its weight falls over
+            # training: a feature loss that stayed would outgrow it.
+            terms = {name: dense_gain * loss(dense, teacher, here) for name, loss in self.losses.items()}
+            speaking = [name for name in self.losses if LOSSES[name].one2one]
+            if one2one is not None and speaking:
+                matched = match_positives(one2one, teacher, assigned[1])
+                for name in speaking:
+                    terms[name] = terms[name] + one2one_gain * self.losses[name](*matched)
+        return terms
+
+    def _ask(self, batch: Mapping[str, Any]) -> Predictions:
+        """The teacher's predictions with scores in the student's class space."""
+        said = self.teacher(batch)
+        if not self._checked:
+            self._checked = True
+            require_finite(self.teacher.name, said)
+        if said.scores is None or not self.class_map.mapped:
+            return replace(said, scores=None)
+        classes = self.class_map.classes
+        return replace(
+            said,
+            scores=self.class_map(said.scores),
+            classes=None if classes is None else classes.to(said.scores.device),
+        )
+
+
+def require_finite(name: str, said: Predictions) -> None:
+    """Refuse a teacher that answers NaN or infinity.
+
+    Raises:
+        UserError: naming the teacher and the first output that is not finite.
+    """
+    outputs = {"class scores": said.scores, "boxes": said.boxes}
+    outputs |= {f"pyramid level {i}": f for i, f in enumerate(said.feats or ())}
+    for what, tensor in outputs.items():
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"The teacher {name} answers NaN or infinity in its {what}.",
+                "Check that checkpoint with `yolo val`; in fp16 or bf16, try teacher_precision=fp32.",
+            )
+
+
+def weigh_unlabelled(assigned: Assigned, teacher: Predictions, batch: int) -> Assigned:
+    """Let the teacher weigh the anchors of images that have no label.
+
+    The detection loss gives such an image no target at all. Where the teacher is at least
+    ``UNLABELLED_CONFIDENCE`` sure of a class that the student knows, the anchor counts that much.
+
+    Args:
+        assigned: the detection loss's assignment.
+        teacher: predictions with scores in the student's class space, or without scores.
+        batch: number of images.
+    """
+    if teacher.scores is None:
+        return assigned
+    labelled = torch.zeros(batch, dtype=torch.bool, device=assigned.weight.device)
+    labelled[assigned.gt_image] = True
+    if len(assigned.gt_image) and bool(labelled.all()):
+        return assigned
+    sure = teacher.scores.float().amax(1).sigmoid()  # (B, A)
+    sure = torch.where(sure >= UNLABELLED_CONFIDENCE, sure, torch.zeros_like(sure))
+    weight = torch.where(labelled[:, None], assigned.weight, sure)
+    return replace(assigned, weight=weight, normalizer=weight.sum().clamp(min=1))
