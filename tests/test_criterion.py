@@ -93,7 +93,7 @@ def test_nothing_of_it_is_in_the_student() -> None:
 
 
 def test_other_attributes_are_those_of_the_students_criterion() -> None:
-    model, criterion = make("yolo26n.yaml", "yolo26s.yaml", {"cls": 1.0})
+    _, criterion = make("yolo26n.yaml", "yolo26s.yaml", {"cls": 1.0})
     assert criterion.o2m == 0.8
     criterion.update()
     assert criterion.base.updates == 1

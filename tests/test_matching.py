@@ -23,7 +23,9 @@ def teacher(classes: torch.Tensor | None = None) -> Predictions:
 
 
 def test_the_teachers_answer_to_the_same_object_is_found_at_another_anchor() -> None:
-    ours, theirs, assigned = match_positives(predictions(1, reg_max=1), teacher(), assignment(1, foreground=(POSITIVE,)))
+    ours, theirs, assigned = match_positives(
+        predictions(1, reg_max=1), teacher(), assignment(1, foreground=(POSITIVE,))
+    )
     assert theirs.scores is not None
     assert theirs.boxes is not None
     assert theirs.scores.shape == (1, 2, 1)

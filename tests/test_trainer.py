@@ -55,7 +55,9 @@ def test_the_items_are_logged_and_validation_has_none(trained: DistillationTrain
 
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt", "epoch0.pt", "epoch2.pt"])
-def test_checkpoints_hold_a_student_and_nothing_else(trained: DistillationTrainer, toy_teacher: Path, name: str) -> None:
+def test_checkpoints_hold_a_student_and_nothing_else(
+    trained: DistillationTrainer, toy_teacher: Path, name: str
+) -> None:
     path = trained.wdir / name
     checkpoint, _ = torch_safe_load(str(path), safe_only=True)
     model = checkpoint.get("ema") or checkpoint["model"]
@@ -187,9 +189,7 @@ def test_plain_ultralytics_resumes_our_last_pt(
 
 
 @pytest.mark.e2e
-def test_resume_refuses_another_teacher(
-    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path
-) -> None:
+def test_resume_refuses_another_teacher(toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path) -> None:
     from tests.conftest import NAMES, save_detector
 
     teacher = tmp_path / "teacher.pt"

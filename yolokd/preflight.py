@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from yolokd.classes import ClassMap, shorten
 from yolokd.compat.checkpoint import (
@@ -78,19 +79,10 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any]) -> Report:
     Raises:
         UserError: a file, the data, or the pair cannot serve; the teacher gives NaN or Inf.
     """
-    spec, source = train_args.get("model"), train_args.get("data")
-    if not spec:
-        raise UserError("student= is missing.", "Name a checkpoint or a model YAML, e.g. student=yolo11n.pt.")
     with _same_randomness():
         file = find_checkpoint(config.teacher, role="teacher")
         teacher = load_detector(file, role="teacher", trust=config.trust)
-        student = build_student(spec, trust=config.trust)
-        own = None if str(spec).endswith((".yaml", ".yml")) else list(student.names.values())
-        if isinstance(extra := train_args.get("pretrained"), (str, Path)):
-            read_checkpoint(find_checkpoint(extra, role="pretrained"), role="pretrained", trust=config.trust)
-        data = check_data(source, "train", str(train_args.get("split") or "val"))
-        names = {0: "item"} if train_args.get("single_cls") else dict(data["names"])
-        student = fit_to_data(student, names, int(data["channels"]))
+        student, data, knows_data = _student_and_data(config, train_args)
         pair = Pair(student=head_info(student), teacher=head_info(teacher))
         class_map = ClassMap.by_name(pair.teacher.names, pair.student.names, config.class_map)
         _refuse_pair(config, pair, class_map)
@@ -103,13 +95,35 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any]) -> Report:
         trial = run_trial(live, student.to(device), images, amp=amp)
         _refuse_what_is_missing(config, trial.teacher)
     slowdown = 1 + trial.teacher_seconds / trial.step_seconds
-    warnings = _warnings(file, spec)
+    warnings = _warnings(file, train_args["model"])
     lines = [*_pair_lines(pair, class_map, adapters), _cost_line(trial, slowdown, images.shape)]
-    lines += [f"WARNING: {warning}" for warning in warnings]
-    known = own == list(names.values())
     return Report(
-        lines, warnings, pair, class_map, config.teacher, file, str(source), adapters, slowdown, trial.memory, known
+        lines=[*lines, *(f"WARNING: {warning}" for warning in warnings)],
+        warnings=warnings,
+        pair=pair,
+        class_map=class_map,
+        teacher=config.teacher,
+        teacher_file=file,
+        data=str(train_args["data"]),
+        adapter_parameters=adapters,
+        slowdown=slowdown,
+        memory=trial.memory,
+        student_knows_data=knows_data,
     )
+
+
+def preflight_plain(config: DistillConfig, train_args: Mapping[str, Any]) -> None:
+    """The part of the preflight that a run without a teacher needs: files read safely, data there.
+
+    Args:
+        config: the validated settings; only ``trust`` is looked at.
+        train_args: as for `preflight`.
+
+    Raises:
+        UserError: the student, ``pretrained`` or the data cannot serve.
+    """
+    with _same_randomness():
+        _student_and_data(config, train_args)
 
 
 def checks_text(report: Report, teacher_map: float, student_map: float) -> str:
@@ -139,6 +153,20 @@ def checks_text(report: Report, teacher_map: float, student_map: float) -> str:
     elif not report.student_knows_data:
         lines += [f"To know what the teacher is worth, train the student plainly once, or fine-tune both: {finetune}"]
     return "\n".join(lines)
+
+
+def _student_and_data(config: DistillConfig, train_args: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any], bool]:
+    """The student with the classes of the data, the data, and whether the student knew these classes already."""
+    spec = train_args.get("model")
+    if not spec:
+        raise UserError("student= is missing.", "Name a checkpoint or a model YAML, e.g. student=yolo11n.pt.")
+    student = build_student(spec, trust=config.trust)
+    own = None if str(spec).endswith((".yaml", ".yml")) else list(student.names.values())
+    if isinstance(extra := train_args.get("pretrained"), (str, Path)):
+        read_checkpoint(find_checkpoint(extra, role="pretrained"), role="pretrained", trust=config.trust)
+    data = check_data(train_args.get("data"), "train", str(train_args.get("split") or "val"))
+    names = {0: "item"} if train_args.get("single_cls") else dict(data["names"])
+    return fit_to_data(student, names, int(data["channels"])), data, own == list(names.values())
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from ultralytics.utils.files import get_latest_run
 from ultralytics.utils.plotting import plot_results
 
 from yolokd.compat.checkpoint import read_checkpoint
-from yolokd.compat.training import atomic_replace, strip_checkpoint
+from yolokd.compat.training import atomic_replace, recover, strip_checkpoint
 from yolokd.errors import UserError
 from yolokd.keys import load_recipe
 from yolokd.sidecar import complete_rows
 from yolokd.trainer import RECIPE
+
+# The train arguments that say how the final evaluation is done.
+_VALIDATION = ("data", "split", "imgsz", "batch", "device", "workers", "plots", "single_cls", "classes", "rect")
 
 
 def locate(resume: str | Path | bool) -> Path:
@@ -56,23 +60,34 @@ def resume_arguments(last: Path, trust: bool = False) -> dict[str, Any] | None:
         UserError: the checkpoint cannot be read.
     """
     folder = last.parent.parent
+    recover(last.parent)
     if not last.is_file():
         LOGGER.info(f"{folder} has no checkpoint yet: the run begins again.")
         return {**load_recipe(folder / RECIPE), "save_dir": str(folder), "exist_ok": True}
     checkpoint = read_checkpoint(last, role="resume", trust=trust)
-    epochs = int((checkpoint.get("train_args") or {}).get("epochs") or 0)
-    if checkpoint.get("optimizer") is not None and checkpoint["epoch"] + 1 < epochs:
-        return {"model": str(last), "resume": str(last)}
-    finish(last, checkpoint)
+    if checkpoint.get("optimizer") is not None and not _last_epoch(checkpoint):
+        goes_on = {"model": str(last), "resume": str(last)}
+        # Where the run lies now: its folder may have been moved since.
+        return {**goes_on, "save_dir": str(folder)} if (folder / RECIPE).is_file() else goes_on
+    finish(last, checkpoint, trust)
     return None
 
 
-def finish(last: Path, checkpoint: dict[str, Any]) -> None:
+def _last_epoch(checkpoint: Mapping[str, Any]) -> bool:
+    """Was this the epoch after which training stopped, by its number or for lack of progress?"""
+    args, done = checkpoint.get("train_args") or {}, checkpoint["epoch"] + 1
+    patience = args.get("patience") or float("inf")
+    best = (checkpoint.get("stopper") or {}).get("best_epoch", done)
+    return bool(done >= int(args.get("epochs") or 0) or done - best >= patience)
+
+
+def finish(last: Path, checkpoint: dict[str, Any], trust: bool = False) -> None:
     """Make up for what a kill in the final evaluation left undone; nothing where all is there.
 
     Args:
         last: the run's ``last.pt``.
         checkpoint: its content.
+        trust: load a ``best.pt`` that references unknown globals.
     """
     folder, best = last.parent.parent, last.with_name("best.pt")
     args = checkpoint.get("train_args") or {}
@@ -82,14 +97,14 @@ def finish(last: Path, checkpoint: dict[str, Any]) -> None:
         rows = complete_rows(table.read_text(encoding="utf-8"), checkpoint["epoch"] + 1)
         atomic_replace(table, lambda partial: partial.write_text(rows, encoding="utf-8"))
     results = strip_checkpoint(last).get("train_results") if not done else checkpoint.get("train_results")
-    if best.is_file() and read_checkpoint(best, trust=True).get("optimizer") is not None:
+    if best.is_file() and read_checkpoint(best, trust=trust).get("optimizer") is not None:
         strip_checkpoint(best, {"train_results": results})
         done = False
     if done and (picture.is_file() or not args.get("plots", True)):
         LOGGER.info(f"{folder} is finished, nothing to resume. Its student is {best}.")
         return
     LOGGER.info(f"The training in {folder} is done, its final evaluation was not: it follows.")
-    settings = {key: args[key] for key in ("data", "imgsz", "batch", "plots", "device", "workers") if key in args}
+    settings = {key: args[key] for key in _VALIDATION if key in args}
     YOLO(best).val(**settings, save_dir=str(folder))
     if args.get("plots", True):
         plot_results(file=table)

@@ -21,7 +21,16 @@ from ultralytics.utils.files import get_latest_run
 from yolokd.adapters import add_to_optimizer
 from yolokd.classes import ClassMap
 from yolokd.compat.checkpoint import find_checkpoint, head_info, load_detector, sha256
-from yolokd.compat.training import atomic_replace, atomic_strip, plain_optimizer, unwrap_model
+from yolokd.compat.training import (
+    PARTIAL,
+    atomic_replace,
+    atomic_strip,
+    begin_folder,
+    commit,
+    plain_optimizer,
+    recover,
+    unwrap_model,
+)
 from yolokd.config import DistillConfig, build_config, check_against_epochs, split_keys
 from yolokd.criterion import DistillationCriterion
 from yolokd.errors import UserError
@@ -53,6 +62,12 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         UserError: the settings, the pair or the data cannot work; nothing has been written then.
     """
 
+    # Attributes of Ultralytics' trainer, which has no types.
+    loss_names: tuple[str, ...]
+    wdir: Path
+    last: Path
+    best: Path
+
     def __init__(
         self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict[str, Any] | None = None
     ) -> None:
@@ -76,6 +91,7 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         if theirs.get("resume"):
             return self._resumed(ours, theirs), theirs
         config = build_config(ours)
+        self.sidecar = Sidecar(config.to_dict(), "")  # without losses too: resume reads the settings there
         if config.losses:
             check_against_epochs(config, int(theirs.get("epochs") or DEFAULT_CFG.epochs))
             report = preflight(config, theirs)
@@ -90,6 +106,7 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         """The settings of the run that is resumed; the teacher's file may have moved, but not changed."""
         resume = theirs["resume"]
         last = Path(get_latest_run() if isinstance(resume, bool) or str(resume) == "True" else resume)
+        recover(last.parent)
         self.sidecar = load_sidecar(last.parent)
         settings = dict(self.sidecar.config)
         settings |= {key: ours[key] for key in ("teacher", "trust", "teacher_precision") if key in ours}
@@ -115,9 +132,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
             return
         folder = get_save_dir(self.args)
         self.args.save_dir = str(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        recipe = self.config.to_yaml() + _their_yaml(vars(self.args))
-        atomic_replace(folder / RECIPE, lambda partial: partial.write_text(recipe, encoding="utf-8"))
+        recover(folder / "weights", forward=False)
+        begin_folder(folder, RECIPE, self.config.to_yaml() + _their_yaml(vars(self.args)))
 
     def train(self) -> Any:
         """Train; the settings stand in the environment while workers are spawned."""
@@ -135,6 +151,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
     def setup_model(self) -> Any:
         """Build the student as Ultralytics does, then teacher and losses, before AutoBatch and the optimizer."""
         checkpoint = super().setup_model()
+        if RANK in {-1, 0} and not self.resume and str(self.last) not in {str(self.args.model), self.config.teacher}:
+            self.last.unlink(missing_ok=True)  # of an earlier run (exist_ok=True), which resume would go on with
         if self.config.losses:
             model = load_detector(self.config.teacher, role="teacher", trust=self.config.trust)
             self.teacher = LiveTeacher(model, self.device, "fp32", self.config.teacher)
@@ -230,23 +248,16 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
 
     @contextmanager
     def _staged(self) -> Iterator[None]:
-        """Let Ultralytics write its checkpoints into a folder beside them, then move them into place.
-
-        ``last.pt`` comes last: it says which epoch is done, and the others must not be older than it.
-        """
+        """Let Ultralytics write its checkpoints into a folder beside them, then move them all into place."""
         weights, last, best = self.wdir, self.last, self.best
-        stage = weights / ".partial"
+        stage = weights / PARTIAL
         shutil.rmtree(stage, ignore_errors=True)
         self.wdir, self.last, self.best = stage, stage / last.name, stage / best.name
         try:
             yield
         finally:
             self.wdir, self.last, self.best = weights, last, best
-        for file in sorted(stage.iterdir(), key=lambda file: file.name == last.name):
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-            file.replace(weights / file.name)
-        stage.rmdir()
+        commit(stage, weights)
 
     def resume_training(self, ckpt: Any) -> None:
         """Ultralytics' own, with results.csv trimmed to the epochs that the checkpoint knows."""
@@ -262,6 +273,7 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         if len(list(self.losses.parameters())):
             self.sidecar = load_sidecar(self.wdir)
             self.sidecar.restore(ckpt["epoch"], self.losses, self.optimizer)
+            LOGGER.info(f"Adapters restored from distill.pt, epoch {ckpt['epoch'] + 1}.")
 
     def final_eval(self) -> None:
         """Ultralytics' own, with the checkpoints stripped by rename."""

@@ -84,7 +84,8 @@ def refuse_not_finite(predictions: Predictions, teacher: LiveTeacher) -> None:
     broken = [said for name, said in _OUTPUTS.items() if not _finite(getattr(predictions, name))]
     if not broken:
         return
-    low = teacher.dtype != torch.float32
+    # A checkpoint with NaN in it is broken; one without may only be too narrow a number format.
+    low = teacher.dtype != torch.float32 and _finite(list(teacher.model.state_dict().values()))
     raise UserError(
         f"teacher={teacher.name}: its {' and '.join(broken)} hold NaN or Inf on real training images"
         + (f" in {str(teacher.dtype).removeprefix('torch.')}." if low else "."),

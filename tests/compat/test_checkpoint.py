@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import ultralytics.nn.modules.head as ultralytics_heads
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import IterableSimpleNamespace
 
 from tests.conftest import NAMES
 from yolokd.compat import checkpoint
@@ -27,6 +29,7 @@ from yolokd.compat.checkpoint import (
     restricted_loading,
     sha256,
 )
+from yolokd.compat.refusals import refuse_wrong_kind
 from yolokd.errors import UserError
 
 
@@ -73,9 +76,6 @@ def test_head_info_of_each_kind(toy_student: Path) -> None:
     [
         ("yolo11n-cls.yaml", "a classifier"),
         ("yolo11n-obb.yaml", "a detector of oriented boxes"),
-        ("yolo11n-pose.yaml", "a pose model"),
-        ("yolov8s-worldv2.yaml", "a YOLO-World model"),
-        ("yoloe-11s.yaml", "a YOLOE model"),
     ],
 )
 def test_other_tasks_are_refused_by_name(tmp_path: Path, cfg: str, said: str) -> None:
@@ -87,11 +87,26 @@ def test_other_tasks_are_refused_by_name(tmp_path: Path, cfg: str, said: str) ->
         assert f"The {role} must be" in error.remedy
 
 
-def test_rtdetr_is_refused(tmp_path: Path) -> None:
-    small = DetectionModel("yolo11n.yaml", verbose=False)
-    small.model[-1].__class__ = type("RTDETRDecoder", (nn.Module,), {})  # the real one has 32 M parameters
-    error = refusal(lambda: checkpoint.refuse_wrong_kind(small, "rtdetr-l.pt", "teacher"))
-    assert error.problem == "teacher=rtdetr-l.pt is an RT-DETR."
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("RTDETRDecoder", "an RT-DETR"),
+        ("Pose26", "a pose model"),
+        ("WorldDetect", "a YOLO-World model"),
+        ("YOLOESegment26", "a YOLOE model"),
+        ("Mine", "a model with the head Mine, which yolokd does not know"),
+    ],
+)
+def test_other_heads_are_refused_by_name(head: str, said: str) -> None:
+    model = build_student("yolo11n.yaml", names={0: "a"})
+    model.model[-1].__class__ = type(head, (nn.Module,), {})  # the real ones are large
+    error = refusal(lambda: refuse_wrong_kind(model, "other.pt", "teacher"))
+    assert error.problem == f"teacher=other.pt is {said}."
+
+
+@pytest.mark.parametrize("head", ["RTDETRDecoder", "Pose26", "WorldDetect", "YOLOESegment26", "Segment26", "v10Detect"])
+def test_the_heads_have_these_names_in_ultralytics(head: str) -> None:
+    assert hasattr(ultralytics_heads, head)
 
 
 def test_a_segmenter_teaches_but_does_not_learn(tmp_path: Path) -> None:
@@ -100,13 +115,10 @@ def test_a_segmenter_teaches_but_does_not_learn(tmp_path: Path) -> None:
     assert "a segmenter" in refusal(lambda: load_detector(tmp_path / "seg.pt", role="student")).problem
 
 
-def test_an_unfinished_native_distillation_is_refused(tmp_path: Path) -> None:
-    wrapped = DistillationModel.__new__(DistillationModel)
-    nn.Module.__init__(wrapped)
-    wrapped.feats_idx = []
-    wrapped._teacher_feats, wrapped._student_feats = {}, {}
-    wrapped.student_model = nn.Identity()
-    torch.save({"ema": wrapped, "model": None}, tmp_path / "last.pt")
+def test_an_unfinished_native_distillation_is_refused(tmp_path: Path, toy_student: Path, toy_teacher: Path) -> None:
+    student = load_detector(toy_student, role="student")
+    student.args = IterableSimpleNamespace(imgsz=64, dis=6.0)
+    torch.save({"ema": DistillationModel(toy_teacher, student), "model": None}, tmp_path / "last.pt")
     error = refusal(lambda: load_detector(tmp_path / "last.pt", role="student"))
     assert "Ultralytics' own distillation" in error.problem
     assert "best.pt" in error.remedy
@@ -120,15 +132,17 @@ def test_a_fused_student_is_refused_but_a_fused_teacher_serves(toy_student: Path
 
 
 def test_a_fused_end2end_teacher_lost_the_branch_that_teaches(tmp_path: Path) -> None:
-    model = build_student("yolov10n.yaml").fuse(verbose=False)
+    model = build_student("yolov10n.yaml")
+    model.end2end = True
+    model.fuse(verbose=False)
     torch.save({"model": model}, tmp_path / "fused.pt")
     assert "fused" in refusal(lambda: load_detector(tmp_path / "fused.pt", role="teacher")).problem
 
 
 def damaged(kind: str, good: Path, folder: Path) -> Path:
     file = folder / f"{kind}.pt"
-    if kind == "truncated":
-        file.write_bytes(good.read_bytes()[:100_000])
+    if kind.startswith("truncated"):
+        file.write_bytes(good.read_bytes()[: int(kind.split()[1])])
     elif kind == "empty":
         file.write_bytes(b"")
     elif kind == "text":
@@ -147,7 +161,9 @@ def damaged(kind: str, good: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("truncated", "truncated or corrupted"),
+        ("truncated 1000", "truncated or corrupted"),
+        ("truncated 50000", "truncated or corrupted"),
+        ("truncated 5000000", "truncated or corrupted"),
         ("empty", "is empty"),
         ("text", "not a PyTorch checkpoint"),
         ("jpeg", "not a PyTorch checkpoint"),
@@ -237,9 +253,10 @@ def test_a_published_name_online_is_fetched_by_ultralytics(tmp_path: Path, monke
         raise ConnectionError("Download failure\nsecond line")
 
     monkeypatch.setattr(checkpoint.ultralytics_downloads, "attempt_download_asset", fail)
-    assert "could not be fetched: Download failure" in refusal(
-        lambda: find_checkpoint("yolo11l.pt", role="teacher")
-    ).problem
+    assert (
+        "could not be fetched: Download failure"
+        in refusal(lambda: find_checkpoint("yolo11l.pt", role="teacher")).problem
+    )
 
 
 def test_only_checkpoints_teach() -> None:

@@ -27,7 +27,7 @@ def test_adapters_come_from_a_random_stream_of_their_own() -> None:
     assert torch.equal(torch.rand(4), expected)  # the run's own stream has not moved
     second = build_losses({"cwd": 1.0}, {}, pair(), seed=5)
     other = build_losses({"cwd": 1.0}, {}, pair(), seed=6)
-    a, b, c = (list(losses.parameters())[0] for losses in (first, second, other))
+    a, b, c = (next(losses.parameters()) for losses in (first, second, other))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 

@@ -44,7 +44,7 @@ def load_detector(path: str | Path, *, role: str, trust: bool = False) -> Detect
         with restricted_loading(trust):
             model = load_checkpoint(str(file))[0]  # again, for what Ultralytics mends in old and quantized models
     except Exception as error:
-        raise unreadable(path, role, error) from error
+        raise unreadable(file, role, error) from error
     refuse_wrong_kind(model, path, role)
     names = model.names
     model.names = dict(names) if isinstance(names, dict) else dict(enumerate(names))

@@ -64,11 +64,15 @@ class Runner:
         model: checkpoint or exported file.
         imgsz: pixels, or (height, width).
         device: as Ultralytics says it.
+        batch: how often the image is run at once: a file exported for several images takes no fewer.
         trust: load a ``.pt`` whose pickle could run code.
     """
 
-    def __init__(self, model: Path, *, imgsz: int | Sequence[int], device: Any, trust: bool = False) -> None:
+    def __init__(
+        self, model: Path, *, imgsz: int | Sequence[int], device: Any, batch: int = 1, trust: bool = False
+    ) -> None:
         self.imgsz = imgsz
+        self.batch = batch
         self.device = device
         with restricted_loading(trust):
             self.network = YOLO(str(model), task="detect")
@@ -81,12 +85,19 @@ class Runner:
             conf: lowest confidence.
 
         Returns:
-            ``(N, 6)`` boxes (x1, y1, x2, y2) in pixels of the image, confidence, class; and the milliseconds of
-            inference and what follows it (decoding and non-maximum suppression), without reading and letterboxing.
+            ``(N, 6)`` boxes (x1, y1, x2, y2) in pixels of the image, confidence, class; and the milliseconds an image
+            of inference and what follows it (decoding, non-maximum suppression), without reading and letterboxing.
         """
         with nothing_installed():
             found = self.network.predict(
-                str(image), imgsz=self.imgsz, conf=conf, device=self.device, rect=False, save=False, verbose=False
+                [str(image)] * self.batch,
+                imgsz=self.imgsz,
+                conf=conf,
+                device=self.device,
+                batch=self.batch,
+                rect=False,
+                save=False,
+                verbose=False,
             )[0]
         boxes = found.boxes.data.double().cpu().numpy().reshape(-1, 6)
         return boxes, float(found.speed["inference"] + found.speed["postprocess"])

@@ -99,7 +99,9 @@ def _foreign_globals(file: Path, error: Exception) -> list[str]:
 
 def unreadable(path: str | Path, role: str, error: Exception) -> UserError:
     """Say what is wrong with a file that is damaged or no checkpoint."""
-    if "truncated or corrupted" in str(error) or "PytorchStreamReader" in str(error) or isinstance(error, EOFError):
+    with open(path, "rb") as stream:
+        begins_as_archive = stream.read(2) == b"PK"
+    if (begins_as_archive and not zipfile.is_zipfile(path)) or "PytorchStreamReader" in str(error):
         return UserError(f"{role}={path} is truncated or corrupted.", "Fetch it again, or take an older checkpoint.")
     cause = error.__cause__ if error.__cause__ is not None else error
     if not zipfile.is_zipfile(path):

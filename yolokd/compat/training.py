@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,19 +19,26 @@ from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from yolokd.predictions import Assigned, Predictions
 
+PARTIAL = ".partial"  # ends the name of what is being written; as a whole name, a stage for `commit`
+_COMPLETE = ".complete"
+
 __all__ = [
+    "PARTIAL",
     "AssignmentTap",
     "atomic_replace",
     "atomic_strip",
+    "begin_folder",
     "branches",
+    "commit",
     "freeze",
     "plain_optimizer",
+    "recover",
     "strip_checkpoint",
     "unwrap_model",
 ]
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: Any) -> Any:
     """Make a detector a teacher: fused, without gradient, its head in a mode that decodes nothing.
 
     A head in training mode returns its raw predictions and skips the decoding of boxes. An end2end head would lose
@@ -174,7 +182,7 @@ def atomic_replace(path: Path, write: Callable[[Path], object]) -> None:
         path: where it belongs.
         write: writes it to the path that it is given (in the same folder, so that the rename is atomic).
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         write(partial)
         with partial.open("rb") as file:
@@ -182,6 +190,64 @@ def atomic_replace(path: Path, write: Callable[[Path], object]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def begin_folder(folder: Path, name: str, text: str) -> None:
+    """Write a run folder's first file.
+
+    A new folder appears with the file in it: at no moment is there a run that cannot be resumed.
+
+    Args:
+        folder: the run folder, there already or not.
+        name: the file's.
+        text: its content.
+    """
+    stage = folder if folder.exists() else folder.with_name(f".{folder.name}{PARTIAL}")
+    stage.mkdir(parents=True, exist_ok=True)
+    atomic_replace(stage / name, lambda partial: partial.write_text(text, encoding="utf-8"))
+    if stage != folder:
+        stage.replace(folder)
+
+
+def commit(stage: Path, folder: Path) -> None:
+    """Move files that belong together into a folder, all of them or none, whenever the process is killed.
+
+    The stage is first renamed to ``.complete``: from then on `recover` finishes what a kill leaves undone.
+
+    Args:
+        stage: a folder inside ``folder`` with the new files.
+        folder: where they belong.
+    """
+    for file in stage.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    _move_in(stage.replace(folder / _COMPLETE), folder)
+
+
+def recover(folder: Path, forward: bool = True) -> None:
+    """Finish or discard what a killed run was writing into its folder of weights and the run folder around it.
+
+    Args:
+        folder: the folder of weights; it need not exist.
+        forward: finish a complete set of checkpoints; else it is discarded, for a run that begins anew there.
+    """
+    complete, last = folder / _COMPLETE, folder / "last.pt"
+    # Older than last.pt is a set that another trainer has overtaken since.
+    staged = complete / "last.pt"
+    if forward and staged.is_file() and not (last.is_file() and last.stat().st_mtime > staged.stat().st_mtime):
+        _move_in(complete, folder)
+    for rest in (complete, folder / PARTIAL):
+        shutil.rmtree(rest, ignore_errors=True)
+    for place in (folder, folder.parent):
+        for file in place.glob(f".*{PARTIAL}"):
+            file.unlink(missing_ok=True)
+
+
+def _move_in(stage: Path, folder: Path) -> None:
+    """last.pt goes last: while it is in the stage, `recover` knows that something is left to do."""
+    for file in sorted(stage.iterdir(), key=lambda file: file.name == "last.pt"):
+        file.replace(folder / file.name)
+    stage.rmdir()
 
 
 def strip_checkpoint(path: str | Path, updates: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -75,6 +75,6 @@ class LocalizationKD(nn.Module):
 
     def _divergence(self, student: Tensor, teacher: Tensor, reg_max: int) -> Tensor:
         """KL(teacher || student) a bin distribution, mean of the four edges: ``(K, 4 * reg_max)`` to ``(K,)``."""
-        s = (student.unflatten(1, (4, reg_max)) / self.temperature).log_softmax(-1)
-        t = (teacher.unflatten(1, (4, reg_max)) / self.temperature).log_softmax(-1)
+        s = (student.view(-1, 4, reg_max) / self.temperature).log_softmax(-1)
+        t = (teacher.view(-1, 4, reg_max) / self.temperature).log_softmax(-1)
         return F.kl_div(s, t, reduction="none", log_target=True).sum(-1).mean(1) * self.temperature**2

@@ -64,10 +64,10 @@ class LiveTeacher:
         name: what messages call it.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str = "auto", name: str = "teacher") -> None:
+    def __init__(self, model: Any, device: torch.device, precision: str = "auto", name: str = "teacher") -> None:
         self.name = name
         self.info = head_info(model)
-        self._model = freeze(model).to(device=device, memory_format=torch.channels_last)
+        self._model = freeze(model).to(device).to(memory_format=torch.channels_last)
         self.dtype = torch.float32
         self.to_precision(resolve_precision(precision, device))
 
@@ -79,7 +79,8 @@ class LiveTeacher:
     @property
     def model(self) -> nn.Module:
         """The frozen network."""
-        return self._model
+        network: nn.Module = self._model
+        return network
 
     def __call__(self, batch: Mapping[str, Any]) -> Predictions:
         """Run the teacher on ``batch["img"]``, ``(B, 3, H, W)`` in [0, 1].

@@ -1,0 +1,152 @@
+"""Time whole training steps, plain / Ultralytics' distill_model / yolokd, interleaved in one process.
+
+python examples/benchmarks/step_time.py teacher=yolo11x.yaml student=yolo11n.yaml imgsz=320 batch=8 rounds=15
+A YAML gets random weights: speed and memory do not depend on them. Threads: OMP_NUM_THREADS, or threads=2.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
+
+from yolokd.classes import ClassMap
+from yolokd.compat.checkpoint import head_info
+from yolokd.criterion import DistillationCriterion
+from yolokd.losses.base import DEFAULT_LOSSES, build_losses
+from yolokd.predictions import Pair
+from yolokd.schedule import Schedule
+from yolokd.teachers.live import LiveTeacher
+
+Step = Callable[[], None]
+
+
+def made_up_batch(imgsz: int, batch: int, device: torch.device, objects: int = 8) -> dict[str, torch.Tensor]:
+    """As many boxes an image as COCO has on average, with a fixed seed."""
+    g = torch.Generator().manual_seed(0)
+    n = batch * objects
+    size = torch.rand(n, 2, generator=g) * 0.4 + 0.05
+    centre = size / 2 + torch.rand(n, 2, generator=g) * (1 - size)
+    made = {"img": torch.rand(batch, 3, imgsz, imgsz, generator=g), "bboxes": torch.cat([centre, size], 1)}
+    made |= {"cls": torch.randint(80, (n, 1), generator=g).float()}
+    made |= {"batch_idx": torch.arange(n, dtype=torch.float32) // objects}
+    return {k: v.to(device) for k, v in made.items()}
+
+
+def step_of(model: nn.Module, extra: list[nn.Parameter], batch: dict[str, torch.Tensor], amp: bool) -> Step:
+    """Forward, losses, backward, clipping and optimizer, as Ultralytics' loop takes them."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained + extra, lr=1e-5)
+
+    def step() -> None:
+        with torch.autocast(batch["img"].device.type, enabled=amp):
+            loss = model(batch)[0].sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 10.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def arms(teacher: str, student: str, batch: dict[str, torch.Tensor], precision: str) -> dict[str, Step]:
+    """One step function an arm, and the bare forward pass of the fused teacher."""
+    device, amp = batch["img"].device, batch["img"].is_cuda
+    imgsz = batch["img"].shape[-1]
+
+    def build() -> nn.Module:
+        model = load_checkpoint(student)[0].to(device).requires_grad_(True).train()
+        model.args = IterableSimpleNamespace(**{**DEFAULT_CFG_DICT, "imgsz": imgsz})
+        model.criterion = model.init_criterion()
+        return model
+
+    native = DistillationModel(teacher_model=teacher, student_model=build()).train()
+    ours = build()
+    live = LiveTeacher(load_checkpoint(teacher)[0], device, precision, teacher)
+    if precision == "auto" and amp:
+        live.to_precision(torch.float16)
+    losses = build_losses(DEFAULT_LOSSES, {}, Pair(head_info(ours), live.info), 0).to(device)
+    classes = ClassMap.by_name(live.info.names, ours.names)
+    plan = Schedule("constant", 1e9, 0)
+    ours.criterion = DistillationCriterion(
+        ours.criterion, live, losses, DEFAULT_LOSSES, classes, head_info(ours).strides, plan
+    )
+    print(f"teacher in {live.dtype}, losses {dict(DEFAULT_LOSSES)}", flush=True)
+    return {
+        "plain": step_of(build(), [], batch, amp),
+        "native": step_of(native, [], batch, amp),
+        "yolokd": step_of(ours, list(losses.parameters()), batch, amp),
+        "teacher": lambda: (live.forward(batch["img"]), None)[1],
+    }
+
+
+def measure(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """Seconds a step; the arms take turns, so that what else the machine does hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    peak: dict[str, float] = {}
+    for turn in range(rounds + 2):
+        for name, step in steps.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                peak[name] = torch.cuda.max_memory_allocated() / 2**30
+            if turn >= 2:  # two rounds to warm up
+                times[name].append(time.perf_counter() - start)
+    return {
+        name: {"median": statistics.median(t), "min": min(t), "max": max(t), "peak_gib": peak.get(name, float("nan"))}
+        for name, t in times.items()
+    }
+
+
+def report(found: dict[str, dict[str, float]], device: torch.device) -> None:
+    for name, row in found.items():
+        print(f"{name:8} {row['median']:.3f} s  ({row['min']:.3f} to {row['max']:.3f})  peak {row['peak_gib']:.2f} GiB")
+    plain, native, ours, teacher = (found[n]["median"] for n in ("plain", "native", "yolokd", "teacher"))
+    print(f"native/yolokd {native / ours:.2f}   yolokd/(plain + teacher) {ours / (plain + teacher):.2f}")
+    print(f"native/plain {native / plain:.2f}   yolokd/plain {ours / plain:.2f}")
+    if device.type == "cpu":  # one process, so one number for all arms
+        print(f"peak resident memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def main(*options: str) -> None:
+    asked = {"teacher": "yolo11x.yaml", "student": "yolo11n.yaml", "imgsz": "320", "batch": "8", "rounds": "15"}
+    asked |= {"device": "cuda" if torch.cuda.is_available() else "cpu", "precision": "auto", "threads": "", "out": ""}
+    asked |= dict(option.split("=", 1) for option in options)
+    if asked["threads"]:
+        torch.set_num_threads(int(asked["threads"]))
+    device = torch.device(asked["device"])
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for role in ("teacher", "student"):
+            files.append(asked[role])
+            if asked[role].endswith(".yaml"):
+                files[-1] = str(Path(folder) / f"{role}.pt")
+                YOLO(asked[role]).save(files[-1])
+        batch = made_up_batch(int(asked["imgsz"]), int(asked["batch"]), device)
+        steps = arms(files[0], files[1], batch, asked["precision"])
+        found = measure(steps, int(asked["rounds"]), device)
+    print(yaml.safe_dump({**asked, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}, sort_keys=False))
+    report(found, device)
+    if asked["out"]:
+        Path(asked["out"]).write_text(json.dumps({"settings": asked, "seconds": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ultralytics import YOLO
+
+from tests.conftest import NAMES, save_detector
+from yolokd.config import build_config
+from yolokd.errors import UserError
+from yolokd.preflight import Report, checks_text, preflight, preflight_plain
+
+
+def run(teacher: Any, student: Any, data: Any, ours: dict[str, Any] | None = None, **theirs: Any) -> Report:
+    config = build_config({"teacher": str(teacher), **(ours or {})})
+    return preflight(config, {"model": str(student), "data": str(data), "imgsz": 64, "device": "cpu", **theirs})
+
+
+def refusal(*args: Any, **kwargs: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
+        run(*args, **kwargs)
+    assert "\n" not in caught.value.problem + caught.value.remedy
+    return caught.value
+
+
+def test_the_lines_say_what_pairs_and_what_it_costs(toy_teacher: Path, toy_student: Path, toy_data: Path) -> None:
+    report = run(toy_teacher, toy_student, toy_data)
+    assert report.lines[:4] == [
+        "classes: 3 of 3 mapped",
+        "levels: 3, strides 8, 16, 32; widths 64, 128, 256 (student), 64, 128, 256 (teacher)",
+        "reg_max: 16 (student), 16 (teacher)",
+        # 64 * 64 + 128 * 128 + 256 * 256, no bias
+        "adapters: 86,016 parameters, trained with the student and thrown away",
+    ]
+    assert report.lines[4].startswith(f"a step takes about {report.slowdown:.1f} times as long as a plain one")
+    assert report.slowdown > 1
+    assert report.warnings == []
+    assert report.student_knows_data
+    assert report.teacher_file == toy_teacher
+
+
+def test_randomness_and_the_folder_are_left_alone(
+    toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    run(toy_teacher, toy_student, toy_data)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("layer", "said"), [("cv3", "class scores"), ("cv2", "boxes")])
+def test_a_nan_teacher_is_named(
+    toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path, layer: str, said: str
+) -> None:
+    model = YOLO(toy_teacher)
+    with torch.no_grad():
+        getattr(model.model.model[-1], layer)[1][-1].bias[0] = float("nan")
+    model.save(tmp_path / "nan.pt")
+    error = refusal(tmp_path / "nan.pt", toy_student, toy_data)
+    assert error.problem == f"teacher={tmp_path / 'nan.pt'}: its {said} hold NaN or Inf on real training images."
+
+
+def test_the_student_takes_the_classes_of_the_data(toy_teacher: Path, toy_data: Path, tmp_path: Path) -> None:
+    report = run(toy_teacher, "yolo11n.yaml", toy_data)
+    assert report.pair.student.names == NAMES
+    assert not report.student_knows_data
+    other = save_detector("yolo11n.yaml", tmp_path / "s.pt", {0: "cat"})
+    assert not run(toy_teacher, other, toy_data).student_knows_data
+    assert run(toy_teacher, other, toy_data, {"losses": "box"}, single_cls=True).pair.student.names == {0: "item"}
+
+
+def test_another_number_of_levels_is_refused(toy_teacher: Path, toy_data: Path) -> None:
+    error = refusal(toy_teacher, "yolov8n-p2.yaml", toy_data)
+    assert "3 levels (strides 8, 16, 32)" in error.problem
+    assert "4 (strides 4, 8, 16, 32)" in error.problem
+
+
+def test_no_shared_class_is_refused_for_cls_only(toy_student: Path, toy_data: Path, tmp_path: Path) -> None:
+    teacher = save_detector("yolov8n.yaml", tmp_path / "t.pt", {0: "cat", 1: "dog"})
+    error = refusal(teacher, toy_student, toy_data)
+    assert "cat, dog" in error.problem
+    assert "red, green, blue" in error.problem
+    assert "losses=box,cwd" in error.remedy
+    report = run(teacher, toy_student, toy_data, {"losses": "box,cwd"})
+    assert report.lines[0] == "classes: 0 of 3 mapped; without a teacher: red, green, blue"
+    assert run(teacher, toy_student, toy_data, {"class_map": "cat:red"}).class_map.mapped == 1
+
+
+def test_another_reg_max_is_only_a_note(toy_teacher: Path, toy_data: Path) -> None:
+    note = "reg_max: 1 (student), 16 (teacher): boxes are compared by expected distance and IoU"
+    assert note in run(toy_teacher, "yolo26n.yaml", toy_data).lines
+
+
+def test_the_same_file_twice_is_a_warning(toy_teacher: Path, toy_data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(toy_teacher.read_bytes())
+    for student in (toy_teacher, copy):
+        report = run(toy_teacher, student, toy_data)
+        assert "same file" in report.warnings[0]
+        assert report.lines[-1] == f"WARNING: {report.warnings[0]}"
+
+
+def test_files_and_data_are_checked(toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path) -> None:
+    assert "student= is missing" in refusal(toy_teacher, "", toy_data).problem
+    assert "no such file" in refusal(toy_teacher, tmp_path / "no.pt", toy_data).problem
+    assert "no such file" in refusal(toy_teacher, toy_student, tmp_path / "no.yaml").problem
+    assert "pretrained=" in refusal(toy_teacher, toy_student, toy_data, pretrained=str(tmp_path / "no.pt")).problem
+    assert "imgsz=big" in refusal(toy_teacher, toy_student, toy_data, imgsz="big").problem
+
+
+def test_a_plain_run_is_checked_too(toy_student: Path, toy_data: Path, tmp_path: Path) -> None:
+    config = build_config({"losses": "none"})
+    preflight_plain(config, {"model": str(toy_student), "data": str(toy_data)})
+    (tmp_path / "bad.pt").write_text("this is no checkpoint")
+    for key in ("model", "pretrained"):
+        with pytest.raises(UserError, match="not a PyTorch checkpoint"):
+            preflight_plain(config, {"model": str(toy_student), "data": str(toy_data), key: str(tmp_path / "bad.pt")})
+    with pytest.raises(UserError, match="data= is missing"):
+        preflight_plain(config, {"model": str(toy_student)})
+
+
+def test_an_option_out_of_range_is_refused(toy_teacher: Path, toy_student: Path, toy_data: Path) -> None:
+    assert "cwd.temperature" in refusal(toy_teacher, toy_student, toy_data, {"cwd.temperature": -1}).problem
+
+
+def test_grey_data_needs_a_grey_teacher(toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path) -> None:
+    grey = tmp_path / "grey.yaml"
+    grey.write_text(toy_data.read_text() + "channels: 1\n")
+    assert "takes images of 3 channels, the data has 1" in refusal(toy_teacher, toy_student, grey).problem
+
+
+def test_checks_say_whether_the_teacher_is_worth_it(toy_teacher: Path, toy_student: Path, toy_data: Path) -> None:
+    report = run(toy_teacher, toy_student, toy_data)
+    finetune = f"yolo detect train model={toy_teacher} data={toy_data}"
+    better = checks_text(report, 0.5, 0.4)
+    assert "0.500" in better
+    assert "0.400" in better
+    assert "WARNING" not in better
+    assert report.memory in better
+    worse = checks_text(report, 0.4, 0.4)
+    assert "WARNING: the teacher is not better" in worse
+    assert finetune in worse
+    fresh = checks_text(run(toy_teacher, "yolo11n.yaml", toy_data), 0.4, 0.0)
+    assert "means nothing yet" in fresh
+    assert "not better" not in fresh
+
+
+def test_checks_name_the_classes_that_the_teacher_lacks(toy_student: Path, toy_data: Path, tmp_path: Path) -> None:
+    teacher = save_detector("yolov8n.yaml", tmp_path / "t.pt", {0: "red"})
+    text = checks_text(run(teacher, toy_student, toy_data), 0.2, 0.1)
+    assert "does not know green, blue" in text
+    assert f"yolo detect train model={teacher}" in text

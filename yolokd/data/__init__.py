@@ -1,0 +1,1 @@
+"""One room of yolokd; ARCHITECTURE.md says what belongs here."""

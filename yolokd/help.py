@@ -1,0 +1,94 @@
+"""What ``yolokd --help``, ``yolokd MODE --help`` and ``yolokd losses`` print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from yolokd.keys import OUR_KEYS
+
+# Mode: what it does, the keys it needs, examples.
+MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "train": (
+        "distil: train the student under the teacher",
+        "teacher= student= data= and any of yolokd's and Ultralytics' train keys; or resume=",
+        (
+            "yolokd train teacher=yolo11x.pt student=yolo11n.pt data=coco8.yaml epochs=100 imgsz=640",
+            "yolokd train teacher=yolo11x.pt student=yolo11n.yaml data=my.yaml losses=cls:0.5,cwd cwd.temperature=2",
+            "yolokd train recipe=mine.yaml epochs=50",
+            "yolokd train resume=runs/detect/train/weights/last.pt",
+        ),
+    ),
+    "val": (
+        "mAP by Ultralytics and by pycocotools, side by side",
+        "model= data= [teacher= annotations= split=] and Ultralytics' val keys",
+        (
+            "yolokd val model=best.pt data=coco8.yaml",
+            "yolokd val model=best.pt data=coco.yaml teacher=yolo11x.pt annotations=instances_val2017.json",
+        ),
+    ),
+    "export": (
+        "edge formats, each loaded again and compared with the PyTorch model",
+        "model= format= [data=] and Ultralytics' export keys",
+        ("yolokd export model=best.pt format=onnx,openvino,torchscript,ncnn data=coco8.yaml",),
+    ),
+    "checks": (
+        "before training: does the pair work, is the teacher better on your data, what does it cost",
+        "teacher= student= data= and the keys of train; without keys: what is installed here",
+        ("yolokd checks teacher=yolo11x.pt student=yolo11n.pt data=my.yaml imgsz=640",),
+    ),
+    "losses": ("the table of losses, with papers and options", "no keys", ("yolokd losses",)),
+    "demo": ("all of it on generated images, offline, in minutes", "all keys may be left out", ("yolokd demo",)),
+}
+
+
+def overview() -> str:
+    """The text of ``yolokd --help``; reads nothing of torch, so that it comes at once."""
+    width = max(map(len, MODES))
+    modes = [f"  {name:<{width}}  {summary}" for name, (summary, _, _) in MODES.items()]
+    examples = [f"  {MODES[name][2][0]}" for name in ("train", "val", "export", "checks")]
+    return "\n".join(
+        [
+            "yolokd MODE key=value ...        train a small Ultralytics detector under a large one",
+            "",
+            "Modes (`yolokd MODE --help` says more, `yolokd version` the version)",
+            *modes,
+            "",
+            "Keys of yolokd; every key of `yolo train` works beside them (`yolo cfg` lists those)",
+            *_table(OUR_KEYS),
+            "",
+            "Examples",
+            *examples,
+        ]
+    )
+
+
+def of_mode(mode: str) -> str:
+    """The text of ``yolokd MODE --help``."""
+    summary, keys, examples = MODES[mode]
+    lines = [f"yolokd {mode}: {summary}", "", f"Keys: {keys}"]
+    if mode in ("train", "checks"):
+        lines += ["", *_table(OUR_KEYS), "", "Losses", losses_table()]
+    return "\n".join([*lines, "", "Examples", *(f"  {example}" for example in examples)])
+
+
+def losses_table() -> str:
+    """The table of losses: name, family, what it needs, default gain, options, paper."""
+    from yolokd.losses.base import DEFAULT_LOSSES, LOSSES
+
+    blocks = []
+    for info in LOSSES.values():
+        options = ", ".join(f"{info.name}.{option}={default}" for option, default in info.options.items()) or "none"
+        default = "on by default" if info.name in DEFAULT_LOSSES else "off by default"
+        blocks.append(
+            f"  {info.name:<6} {info.family:<9} needs {', '.join(sorted(info.needs)):<7} gain {info.gain:<5g} "
+            f"{default}\n"
+            f"         {info.summary}\n"
+            f"         {info.paper}\n"
+            f"         {info.link}   options: {options}"
+        )
+    return "\n".join(blocks)
+
+
+def _table(rows: Mapping[str, str]) -> list[str]:
+    width = max(map(len, rows))
+    return [f"  {key:<{width}}  {text}" for key, text in rows.items()]
