@@ -57,7 +57,7 @@ def test_defaults_of_a_cfg_file_are_no_request_for_native_distillation() -> None
         refuse_native({"dis": DEFAULT_CFG_DICT["dis"]}, typed=True)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": "many"}, {"lr0": 3.0}, {"amp": "int4"}, {"rect": 3}, {"epochs": None}])
+@pytest.mark.parametrize("wrong", [{"epochs": "many"}, {"lr0": 3.0}, {"optimizer": 3}, {"rect": 3}, {"epochs": None}])
 def test_values_of_the_wrong_type_are_refused(wrong: dict[str, Any]) -> None:
     assert next(iter(wrong)) in refusal(**wrong).problem
 

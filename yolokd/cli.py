@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``yolokd``; those of this process where None.
 
     Returns:
-        0, or 2 for a mistake that two lines on stderr explain, or 130 after Ctrl-C.
+        0, or 1 where an export failed, 2 for a mistake that two lines on stderr explain, or 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     pairs: dict[str, Any] = {}
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         mode = _mode(words)
         pairs |= parse(words[1:])
-        _COMMANDS[mode](pairs)
+        return _COMMANDS[mode](pairs) or 0
     except UserError as error:
         return _fail(error.problem, error.remedy)
     except KeyboardInterrupt:
@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _raised_on_purpose(error):
             raise
         return _fail(f"Ultralytics refuses this: {error}", "`yolo cfg` prints its keys with their types and meaning.")
-    return 0
 
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
@@ -131,11 +130,12 @@ def _val(pairs: dict[str, Any]) -> None:
     print(api.evaluate(**_accepted(api.evaluate, pairs, "val", ("model", "data"))))
 
 
-def _export(pairs: dict[str, Any]) -> None:
+def _export(pairs: dict[str, Any]) -> int:
     from yolokd import api
 
-    table, _ = api.export(**_accepted(api.export, pairs, "export", ("model", "format")))
+    table, rows = api.export(**_accepted(api.export, pairs, "export", ("model", "format")))
     print(table)
+    return 1 if any(row.failure for row in rows) else 0
 
 
 def _checks(pairs: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ def _demo(pairs: dict[str, Any]) -> None:
     api.demo(**pairs)
 
 
-_COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
+_COMMANDS: dict[str, Callable[[dict[str, Any]], int | None]] = {
     "train": _train,
     "val": _val,
     "export": _export,

@@ -77,7 +77,8 @@ def _last_epoch(checkpoint: Mapping[str, Any]) -> bool:
     """Was this the epoch after which training stopped, by its number or for lack of progress?"""
     args, done = checkpoint.get("train_args") or {}, checkpoint["epoch"] + 1
     patience = args.get("patience") or float("inf")
-    best = (checkpoint.get("stopper") or {}).get("best_epoch", done)
+    # 0 stands for no epoch yet: without validation nothing is ever the best.
+    best = (checkpoint.get("stopper") or {}).get("best_epoch") or done
     return bool(done >= int(args.get("epochs") or 0) or done - best >= patience)
 
 

@@ -36,7 +36,7 @@ from yolokd.criterion import DistillationCriterion
 from yolokd.errors import UserError
 from yolokd.losses.base import build_losses
 from yolokd.predictions import Pair
-from yolokd.preflight import preflight
+from yolokd.preflight import preflight, preflight_plain
 from yolokd.schedule import Schedule
 from yolokd.sidecar import Sidecar, complete_rows, load_sidecar
 from yolokd.teachers.live import LiveTeacher, resolve_precision
@@ -100,6 +100,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
             # Absolute, so that the run can be resumed from another folder.
             config = replace(config, teacher=str(report.teacher_file))
             self.sidecar = Sidecar(config.to_dict(), sha256(report.teacher_file))
+        else:
+            preflight_plain(config, theirs)
         return config, theirs
 
     def _resumed(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> DistillConfig:

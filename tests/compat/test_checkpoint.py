@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import ultralytics
 import ultralytics.nn.modules.head as ultralytics_heads
 from torch import nn
 from ultralytics import YOLO
@@ -31,6 +32,8 @@ from yolokd.compat.checkpoint import (
 )
 from yolokd.compat.refusals import refuse_wrong_kind
 from yolokd.errors import UserError
+
+OLD = tuple(int(part) for part in ultralytics.__version__.split(".")[:3]) < (8, 4, 190)
 
 
 def refusal(call: Callable[[], Any]) -> UserError:
@@ -115,6 +118,7 @@ def test_a_segmenter_teaches_but_does_not_learn(tmp_path: Path) -> None:
     assert "a segmenter" in refusal(lambda: load_detector(tmp_path / "seg.pt", role="student")).problem
 
 
+@pytest.mark.skipif(OLD, reason="this Ultralytics cannot read such a file safely, and refuses it for that")
 def test_an_unfinished_native_distillation_is_refused(tmp_path: Path, toy_student: Path, toy_teacher: Path) -> None:
     student = load_detector(toy_student, role="student")
     student.args = IterableSimpleNamespace(imgsz=64, dis=6.0)
@@ -124,6 +128,7 @@ def test_an_unfinished_native_distillation_is_refused(tmp_path: Path, toy_studen
     assert "best.pt" in error.remedy
 
 
+@pytest.mark.skipif(OLD, reason="this Ultralytics cannot read such a file safely, and refuses it for that")
 def test_a_fused_student_is_refused_but_a_fused_teacher_serves(toy_student: Path, tmp_path: Path) -> None:
     model = load_detector(toy_student, role="student").fuse(verbose=False)
     torch.save({"model": model}, tmp_path / "fused.pt")

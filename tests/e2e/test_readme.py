@@ -1,0 +1,78 @@
+"""Every command and every Python block of the README runs, shortened by arguments that are appended."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import NAMES, save_detector
+from yolokd.cli import main
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.S)
+COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.strip().splitlines()]
+# What makes a command short; nothing that it says itself is changed but the number of epochs and the image size.
+SHORT = {
+    "train": ["epochs=2", "imgsz=64", "batch=4", "device=cpu", "plots=False", "exist_ok=True", "kd_close=1"],
+    "val": ["imgsz=64", "device=cpu"],
+    "export": ["imgsz=64"],
+    "checks": ["imgsz=64", "device=cpu"],
+}
+IN_CI = {"pip install -e . && yolokd demo", 'pip install -e ".[dev]" && pytest'}
+
+
+@pytest.fixture(scope="module")
+def place(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with files of the names that the README uses; runs/ comes into being there."""
+    folder = tmp_path_factory.mktemp("readme")
+    save_detector("yolo11s.yaml", folder / "yolo11x.pt", NAMES, seed=1)
+    save_detector("yolo11n.yaml", folder / "yolo11n.pt", NAMES, seed=2)
+    shutil.copy(toy_data, folder / "coco8.yaml")
+    return folder
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from ultralytics import settings
+
+    monkeypatch.chdir(place)
+    before = settings["runs_dir"]
+    settings.update({"runs_dir": str(place / "runs")})
+    yield place
+    settings.update({"runs_dir": before})
+
+
+def test_every_command_is_covered() -> None:
+    unknown = [c for c in COMMANDS if c not in IN_CI and not c.startswith("yolokd ")]
+    assert not unknown, unknown
+    assert set(COMMANDS) >= IN_CI  # tests/test_demo.py runs the demo, .ci/run the rest
+
+
+@pytest.mark.e2e
+def test_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (c for c in COMMANDS if c not in IN_CI):
+        words = command.split()[1:]
+        extra = SHORT.get(words[0], []) if "resume=" not in command else []
+        if "cosine" in command or "kd_close" in command:
+            extra = [word for word in extra if not word.startswith("kd_close")] + ["kd_close=1"]
+        code = main([*words, *extra])
+        said = capsys.readouterr()
+        assert code == 0, (command, said.err)
+        assert said.out or said.err or words[0] == "train", command
+    assert (here / "runs/detect/train/weights/best.pt").is_file()
+    assert (here / "runs/detect/again/results.csv").is_file()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("block", [text for kind, text in BLOCKS if kind == "python"])
+def test_python(here: Path, block: str) -> None:
+    short = block.replace("epochs=100", "epochs=1, device='cpu', plots=False, batch=4")
+    short = short.replace("imgsz=640", "imgsz=64").replace('teacher="yolo11x.pt")', 'teacher="yolo11x.pt", imgsz=64)')
+    assert short != block
+    runs = len(list((here / "runs/detect").glob("*/weights/best.pt")))
+    exec(compile(short, "README.md", "exec"), {"__name__": "readme"})
+    assert len(list((here / "runs/detect").glob("*/weights/best.pt"))) > runs or sys.platform == "win32"
