@@ -36,7 +36,8 @@ def grid() -> tuple[torch.Tensor, torch.Tensor]:
         torch.tensor([((x + 0.5) * s, (y + 0.5) * s) for y in range(h) for x in range(w)])
         for (h, w), s in zip(SIZES, STRIDES, strict=True)
     ]
-    return torch.cat(points), torch.cat([torch.full((h * w,), float(s)) for (h, w), s in zip(SIZES, STRIDES, strict=True)])
+    strides = [torch.full((h * w,), float(s)) for (h, w), s in zip(SIZES, STRIDES, strict=True)]
+    return torch.cat(points), torch.cat(strides)
 
 
 def assignment(batch: int = 2, classes: int = 2, foreground: tuple[int, ...] = (5, 6, 17)) -> Assigned:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from yolokd.schedule import Schedule
@@ -22,6 +24,6 @@ def test_factor(schedule: Schedule, values: dict[float, float]) -> None:
 def test_cosine_falls_without_a_jump() -> None:
     schedule = Schedule("cosine", 20, 3, close=5)
     factors = [schedule(3 + i * 0.01) for i in range(1200)]
-    assert all(0 <= a - b < 0.01 for a, b in zip(factors, factors[1:], strict=False))
+    assert all(0 <= a - b < 0.01 for a, b in pairwise(factors))
     assert factors[0] == 1
     assert factors[-1] < 1e-4

@@ -122,7 +122,8 @@ def report(found: dict[str, dict[str, float]], device: torch.device) -> None:
     print(f"native/yolokd {native / ours:.2f}   yolokd/(plain + teacher) {ours / (plain + teacher):.2f}")
     print(f"native/plain {native / plain:.2f}   yolokd/plain {ours / plain:.2f}")
     if device.type == "cpu":  # one process, so one number for all arms
-        print(f"peak resident memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"peak resident memory of the process {resident:.2f} GiB")
 
 
 def main(*options: str) -> None:
@@ -142,7 +143,8 @@ def main(*options: str) -> None:
         batch = made_up_batch(int(asked["imgsz"]), int(asked["batch"]), device)
         steps = arms(files[0], files[1], batch, asked["precision"])
         found = measure(steps, int(asked["rounds"]), device)
-    print(yaml.safe_dump({**asked, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}, sort_keys=False))
+    asked |= {"threads": str(torch.get_num_threads()), "torch": str(torch.__version__)}
+    print(yaml.safe_dump(asked, sort_keys=False))
     report(found, device)
     if asked["out"]:
         Path(asked["out"]).write_text(json.dumps({"settings": asked, "seconds": found}, indent=1))

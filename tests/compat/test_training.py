@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,17 @@ from ultralytics.utils import DEFAULT_CFG
 from tests.conftest import NAMES
 from yolokd.adapters import add_to_optimizer
 from yolokd.compat.training import (
+    PARTIAL,
     AssignmentTap,
     atomic_replace,
     atomic_strip,
+    begin_folder,
     branch_losses,
     branches,
+    commit,
     freeze,
     plain_optimizer,
+    recover,
 )
 
 
@@ -143,3 +148,77 @@ def test_strip_is_by_rename_and_only_inside(tmp_path: Path) -> None:
     assert engine.strip_optimizer is outside
     assert path.stat().st_ino != inode
     assert torch.load(path, weights_only=False)["optimizer"] is None
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_set_of_checkpoints_arrives_whole_whenever_the_kill_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    weights = tmp_path / "weights"
+    stage = weights / PARTIAL
+    stage.mkdir(parents=True)
+    (weights / "last.pt").write_text("old")
+    for name in ("last.pt", "best.pt", "epoch1.pt"):
+        (stage / name).write_text("new")
+    replace, done = Path.replace, []
+
+    def until(self: Path, target: Path) -> Path:
+        done.append(self.name)
+        if len(done) > 1 + moved:  # the stage's own rename, then the files
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", until)
+    with pytest.raises(KeyboardInterrupt):
+        commit(stage, weights)
+    monkeypatch.undo()
+    assert (weights / "last.pt").read_text() == "old"
+    recover(weights)
+    assert files(weights) == {"last.pt": "new", "best.pt": "new", "epoch1.pt": "new"}
+
+
+def test_recover_discards_what_is_torn_older_or_not_wanted(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+
+    def leave(stage: str) -> Path:
+        (weights / stage).mkdir(parents=True)
+        (weights / stage / "last.pt").write_text("staged")
+        return weights / stage / "last.pt"
+
+    recover(weights)  # no folder yet
+    leave(PARTIAL)
+    (weights / f".last.pt.1{PARTIAL}").write_text("torn")
+    (tmp_path / f".results.csv.2{PARTIAL}").write_text("torn")
+    recover(weights)
+    assert files(tmp_path) == {}
+    leave(".complete")
+    recover(weights, forward=False)
+    assert files(tmp_path) == {}
+    overtaken = leave(".complete")
+    os.utime(overtaken, (1, 1))
+    (weights / "last.pt").write_text("newer")
+    recover(weights)
+    assert files(tmp_path) == {"weights/last.pt": "newer"}
+
+
+def test_a_run_folder_appears_with_its_first_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "project" / "train"
+    left = tmp_path / "project" / f".train{PARTIAL}"
+    left.mkdir(parents=True)
+    (left / "torn").write_text("of a killed run")
+    rename = Path.replace
+
+    def watch(self: Path, target: Path) -> Path:
+        assert not folder.exists()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", watch)
+    begin_folder(folder, "a.yaml", "one")
+    monkeypatch.undo()
+    (folder / "other").write_text("stays")
+    begin_folder(folder, "a.yaml", "two")
+    assert files(tmp_path) == {"project/train/a.yaml": "two", "project/train/other": "stays"}

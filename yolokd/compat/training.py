@@ -202,11 +202,14 @@ def begin_folder(folder: Path, name: str, text: str) -> None:
         name: the file's.
         text: its content.
     """
-    stage = folder if folder.exists() else folder.with_name(f".{folder.name}{PARTIAL}")
-    stage.mkdir(parents=True, exist_ok=True)
-    atomic_replace(stage / name, lambda partial: partial.write_text(text, encoding="utf-8"))
-    if stage != folder:
-        stage.replace(folder)
+    if folder.exists():
+        atomic_replace(folder / name, lambda partial: partial.write_text(text, encoding="utf-8"))
+        return
+    stage = folder.with_name(f".{folder.name}{PARTIAL}")
+    shutil.rmtree(stage, ignore_errors=True)  # of a run that was killed right here
+    stage.mkdir(parents=True)
+    (stage / name).write_text(text, encoding="utf-8")
+    stage.replace(folder)
 
 
 def commit(stage: Path, folder: Path) -> None:
