@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Before ultralytics is imported anywhere: nothing is fetched, nothing installed, no user's settings are touched.
@@ -82,3 +83,35 @@ def toy_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A YOLO11-n with random weights and the toy classes."""
     return save_detector("yolo11n.yaml", tmp_path_factory.mktemp("student") / "student.pt", NAMES, seed=2)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def refused(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """Run a command that must be refused: exit code 2, two lines on stderr, nothing written."""
+
+    def call(*words: str) -> tuple[str, str]:
+        run = here / "run"
+        known = sorted(here.rglob("*"))
+        capsys.readouterr()
+        needs_run = words and words[0] == "train"
+        from yolokd.cli import main
+
+        assert main([*words, *([f"project={run}"] if needs_run else [])]) == 2
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        lines = err.splitlines()
+        assert len(lines) == 2, err
+        assert all(line.strip() for line in lines)
+        assert sorted(here.rglob("*")) == known
+        return lines[0], lines[1]
+
+    return call

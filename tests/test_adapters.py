@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from tests.helpers import pair, predictions
-from yolokd.adapters import PyramidAdapter, add_to_optimizer
+from yolokd.adapters import PyramidAdapter, add_to_optimizer, average_gradients
 
 
 def test_one_bias_free_convolution_a_level() -> None:
@@ -53,3 +55,26 @@ def test_without_parameters_there_is_no_group() -> None:
     optimizer = torch.optim.SGD(plain_groups(), lr=1.0)
     add_to_optimizer(optimizer, [])
     assert len(optimizer.param_groups) == 2
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    p = nn.Parameter(torch.zeros(2))
+    p.grad = torch.tensor([1.0, float("inf")]) if rank else torch.tensor([3.0, 1.0])
+    average_gradients([p])
+    torch.save(p.grad, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_agree_about_adapter_gradients_infinities_too(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert torch.equal(first, second)
+    assert first.tolist() == [2.0, float("inf")]
+
+
+def test_a_single_process_averages_nothing() -> None:
+    p = nn.Parameter(torch.zeros(1))
+    p.grad = torch.ones(1)
+    average_gradients([p])
+    assert p.grad.item() == 1

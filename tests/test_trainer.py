@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from torch import nn
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import torch_safe_load
@@ -17,7 +15,7 @@ from ultralytics.nn.tasks import torch_safe_load
 from yolokd.config import DistillConfig
 from yolokd.errors import UserError
 from yolokd.sidecar import Sidecar, load_sidecar
-from yolokd.trainer import _ENVIRONMENT, DistillationTrainer, average_gradients
+from yolokd.trainer import _ENVIRONMENT, DistillationTrainer
 
 FAST: dict[str, Any] = {"epochs": 3, "imgsz": 64, "batch": 4, "device": "cpu", "plots": False, "workers": 0, "nbs": 4}
 
@@ -116,176 +114,6 @@ def test_the_student_sees_the_same_images_and_starts_the_same_as_in_a_plain_run(
         assert float(first[column]) == pytest.approx(float(ours[column]), rel=0.02)
 
 
-@pytest.mark.e2e
-def test_losses_none_is_a_plain_run(toy_data: Path, toy_student: Path, tmp_path: Path) -> None:
-    ours = DistillationTrainer(overrides=overrides(toy_data, toy_student, tmp_path, losses="none", epochs=2))
-    ours.train()
-    plain = DetectionTrainer(overrides=overrides(toy_data, toy_student, tmp_path, epochs=2))
-    plain.train()
-    assert ours.criterion is None
-    drop = ("time",)
-    a, b = ([{k: v for k, v in r.items() if k not in drop} for r in rows(t.save_dir)] for t in (ours, plain))
-    assert a == b
-
-
-class Killed(Exception):
-    """Stands for a SIGKILL at a chosen moment; examples/benchmarks/kill_test.py sends real ones."""
-
-
-def run_until(trainer: DistillationTrainer, event: str, epoch: int) -> None:
-    inner = trainer.run_callbacks
-
-    def callbacks(name: str) -> None:
-        inner(name)
-        if name == event and trainer.epoch == epoch:
-            raise Killed
-
-    trainer.run_callbacks = callbacks  # type: ignore[method-assign]
-    with pytest.raises(Killed):
-        trainer.train()
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("event", ["on_train_epoch_end", "on_model_save"])
-def test_resume_restores_the_adapters_and_ends_with_the_full_table(
-    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path, event: str
-) -> None:
-    args = overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher), epochs=4)
-    first = DistillationTrainer(overrides=args)
-    run_until(first, event, 2)
-    done = 1 if event == "on_train_epoch_end" else 2
-    last = first.wdir / "last.pt"
-    assert torch.load(last, weights_only=False)["epoch"] == done
-    with (first.save_dir / "results.csv").open("a") as file:
-        file.write("3,1.0,torn")
-    second = DistillationTrainer(overrides={"resume": str(last), "model": str(last), "mode": "train"})
-    seen = []
-    inner = second._load_checkpoint_state
-
-    def spy(ckpt: dict[str, Any]) -> None:
-        inner(ckpt)
-        seen.append({k: v.clone() for k, v in second.losses.state_dict().items()})
-
-    second._load_checkpoint_state = spy  # type: ignore[method-assign]
-    saved = load_sidecar(first.wdir).records[done]["losses"]
-    second.train()
-    assert second.config == first.config
-    assert all(torch.equal(v, saved[k]) for k, v in seen[0].items())
-    assert second.optimizer.param_groups[-1]["param_group"] == "adapter"
-    table = rows(first.save_dir)
-    assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]
-    assert float(table[-1]["train/kd_cwd_loss"]) > 0
-
-
-@pytest.mark.e2e
-def test_plain_ultralytics_resumes_our_last_pt(
-    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path
-) -> None:
-    trainer = DistillationTrainer(overrides=overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher)))
-    run_until(trainer, "on_model_save", 1)
-    plain = YOLO(trainer.last)
-    plain.train(resume=True)
-    assert [row["epoch"] for row in rows(trainer.save_dir)] == ["1", "2", "3"]
-
-
-@pytest.mark.e2e
-def test_resume_refuses_another_teacher(toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path) -> None:
-    from tests.conftest import NAMES, save_detector
-
-    teacher = tmp_path / "teacher.pt"
-    teacher.write_bytes(toy_teacher.read_bytes())
-    trainer = DistillationTrainer(overrides=overrides(toy_data, toy_student, tmp_path, teacher=str(teacher)))
-    run_until(trainer, "on_model_save", 0)
-    save_detector("yolov8n.yaml", teacher, NAMES, seed=9)
-    with pytest.raises(UserError, match="not the file that this run began with"):
-        DistillationTrainer(overrides={"resume": str(trainer.last), "mode": "train"})
-    moved = DistillationTrainer(overrides={"resume": str(trainer.last), "teacher": str(toy_teacher), "mode": "train"})
-    assert moved.config.teacher == str(toy_teacher)
-
-
-@pytest.mark.e2e
-def test_nan_recovery_brings_student_and_adapters_back(
-    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path
-) -> None:
-    trainer = DistillationTrainer(overrides=overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher)))
-    inner, hit = trainer.run_callbacks, []
-
-    def poison(event: str) -> None:
-        inner(event)
-        if event == "on_train_epoch_end" and trainer.epoch == 1 and not hit:
-            hit.append(1)
-            trainer.loss = torch.tensor(float("nan"))
-            for p in trainer.losses.parameters():
-                p.data.fill_(float("nan"))
-
-    trainer.run_callbacks = poison  # type: ignore[method-assign]
-    trainer.train()
-    assert hit
-    assert all(torch.isfinite(p).all() for p in trainer.losses.parameters())
-    assert [row["epoch"] for row in rows(trainer.save_dir)] == ["1", "2", "3"]
-
-
-@pytest.mark.e2e
-def test_out_of_memory_halves_the_batch_and_keeps_the_adapters(
-    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path
-) -> None:
-    trainer = DistillationTrainer(overrides=overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher)))
-    inner, hit = trainer.preprocess_batch, []
-
-    def lack(batch: dict[str, Any]) -> dict[str, Any]:
-        if not hit:
-            hit.append(1)
-            raise RuntimeError("CUDA out of memory (made up)")
-        return inner(batch)
-
-    trainer.preprocess_batch = lack
-    trainer.train()
-    assert trainer.batch_size == 2
-    adapter = trainer.optimizer.param_groups[-1]
-    assert (adapter["param_group"], adapter["weight_decay"]) == ("adapter", 0.0)
-    assert [row["epoch"] for row in rows(trainer.save_dir)] == ["1", "2", "3"]
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"multi_scale": 0.5},
-        {"rect": True},
-        {"freeze": 10, "losses": "cls"},
-        {"fraction": 0.5, "optimizer": "SGD"},
-        {"optimizer": "MuSGD", "cos_lr": True},
-        {"single_cls": True, "losses": "box:1,cwd:1"},
-        {"kd_close": 1, "schedule": "cosine"},
-        {"teacher_precision": "bf16"},
-    ],
-)
-def test_ultralytics_arguments_work_beside_a_teacher(
-    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path, more: dict[str, Any]
-) -> None:
-    args = overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher), epochs=2, warmup_epochs=0, val=False)
-    trainer = DistillationTrainer(overrides={**args, **more})
-    trainer.train()
-    table = rows(trainer.save_dir)
-    assert len(table) == 2
-    for name in trainer.config.losses:
-        assert float(table[0][f"train/kd_{name}_loss"]) > 0
-        assert (float(table[1][f"train/kd_{name}_loss"]) > 0) is ("kd_close" not in more)
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("student", ["yolo26n.yaml", "yolov10n.yaml"])
-def test_end2end_students(toy_data: Path, toy_teacher: Path, tmp_path: Path, student: str) -> None:
-    args = overrides(toy_data, Path(student), tmp_path, teacher=str(toy_teacher), epochs=3, val=False)
-    first = DistillationTrainer(overrides=args)
-    first.train()
-    table = rows(first.save_dir)
-    assert float(table[-1]["train/kd_cls_loss"]) > 0
-    assert first.criterion is not None
-    assert first.criterion.base.updates == 3
-    assert yaml.safe_load((first.save_dir / "distill.yaml").read_text())["student"] == student
-
-
 def test_auto_batch_counts_the_teacher(
     toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,29 +155,6 @@ def test_workers_take_the_settings_from_the_environment(
     assert worker.sidecar is not None
     assert parent.sidecar is not None
     assert worker.sidecar.teacher_sha256 == json.loads(seen[0])["sha256"] == parent.sidecar.teacher_sha256
-
-
-def _rank(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    p = nn.Parameter(torch.zeros(2))
-    p.grad = torch.tensor([1.0, float("inf")]) if rank else torch.tensor([3.0, 1.0])
-    average_gradients([p])
-    torch.save(p.grad, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_ranks_agree_about_adapter_gradients_infinities_too(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert torch.equal(first, second)
-    assert first.tolist() == [2.0, float("inf")]
-
-
-def test_a_single_process_averages_nothing() -> None:
-    p = nn.Parameter(torch.zeros(1))
-    p.grad = torch.ones(1)
-    average_gradients([p])
-    assert p.grad.item() == 1
 
 
 def test_refusals_leave_no_folder(toy_data: Path, toy_student: Path, tmp_path: Path) -> None:

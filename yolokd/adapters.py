@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from yolokd.predictions import Pair
 
@@ -60,3 +60,13 @@ def add_to_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.P
     # `use_muon` and the like are copied too: the bias group is never orthogonalised.
     group = {k: v for k, v in reference.items() if k not in {"params", "initial_lr"}}
     optimizer.add_param_group({**group, "params": list(parameters), "weight_decay": 0.0, "param_group": "adapter"})
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Make every rank hold the mean of all ranks' gradients; nothing to do for a single process."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            distributed.all_reduce(parameter.grad)
+            parameter.grad /= distributed.get_world_size()

@@ -165,7 +165,7 @@ def _demo(pairs: dict[str, Any]) -> None:
     from yolokd.demo import run_demo
 
     refuse_unknown(pairs, inspect.signature(run_demo).parameters)
-    api.demo(**pairs)
+    print(api.demo(**pairs))
 
 
 _COMMANDS: dict[str, Callable[[dict[str, Any]], int | None]] = {

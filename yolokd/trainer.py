@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from ultralytics.cfg import get_save_dir
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK
 from ultralytics.utils.files import get_latest_run
 
-from yolokd.adapters import add_to_optimizer
+from yolokd.adapters import add_to_optimizer, average_gradients
 from yolokd.classes import ClassMap
 from yolokd.compat.checkpoint import find_checkpoint, head_info, load_detector, sha256
 from yolokd.compat.training import (
@@ -281,16 +281,6 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         """Ultralytics' own, with the checkpoints stripped by rename."""
         with atomic_strip():
             super().final_eval()
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Make every rank hold the mean of all ranks' gradients; nothing to do for a single process."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    for parameter in parameters:
-        if parameter.grad is not None:
-            distributed.all_reduce(parameter.grad)
-            parameter.grad /= distributed.get_world_size()
 
 
 def _their_yaml(args: Mapping[str, Any]) -> str:

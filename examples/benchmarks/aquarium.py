@@ -21,6 +21,7 @@ ARMS = {
     "response": {"losses": {"cls": 1, "box": 1.5}},
     "response-strong": {"losses": {"cls": 3, "box": 5}},
     "strong": {"losses": {"cls": 3, "box": 5, "cwd": 1}},
+    "strong-cosine": {"losses": {"cls": 3, "box": 5, "cwd": 1}, "schedule": "cosine"},
     "strong-cwd3": {"losses": {"cls": 3, "box": 5, "cwd": 3}},
     "stronger": {"losses": {"cls": 6, "box": 10}},
     "cwd": {"losses": {"cwd": 3}},

@@ -214,7 +214,7 @@ def one_kill(killer: Killer, run: Path, moment: Moment, again: Moment | None) ->
         if again and code == -signal.SIGKILL:  # what only the final evaluation was left of may end before
             row["killed_again"] = again.name
         resumes, again = resumes + 1, None
-        expected = int(done) + complete if done.isdigit() else 0
+        expected = EPOCHS if done == "end" else int(done.replace("-", "0")) + complete
         if code == 0 and 0 < expected < EPOCHS and f"Adapters restored from distill.pt, epoch {expected}." not in log:
             problems.append(f"no adapters of epoch {expected} restored")
         if code not in (0, -signal.SIGKILL):

@@ -1,0 +1,198 @@
+"""Each mistake gets two lines and exit code 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ultralytics import YOLO
+
+from tests.conftest import save_detector
+from yolokd import api
+from yolokd.cli import main
+
+
+def good(toy_teacher: Path, toy_student: Path, toy_data: Path, **changes: str) -> list[str]:
+    pairs = {"teacher": toy_teacher, "student": toy_student, "data": toy_data, "epochs": 1, "imgsz": 64} | changes
+    return ["train", *(f"{key}={value}" for key, value in pairs.items())]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem", "remedy"),
+    [
+        ({"techer": "a.pt"}, "'techer': no such key", "teacher"),
+        ({"epoch": "3"}, "'epoch': no such key", "epochs"),
+        ({"losses": "cls,bx"}, "'bx' is not a loss", "box"),
+        ({"losses": "cls:-1"}, "negative: -1", "positive"),
+        ({"losses": "cls:0"}, "zero throughout", "Leave cls out"),
+        ({"kd_close": "1"}, "zero throughout", "losses=none"),
+        ({"cwd.heat": "1"}, "no option 'heat'", "temperature"),
+        ({"distill_model": "t.pt"}, "distill_model", "Leave out distill_model"),
+        ({"dis": "6.0"}, "dis", "Leave out dis"),
+        ({"recipe": "nowhere.yaml"}, "nowhere.yaml", "YAML"),
+        ({"epochs": "many"}, "epochs=many", "int"),
+        ({"teacher": "missing/teacher.pt"}, "teacher=missing/teacher.pt: no such file", "path"),
+        ({"teacher": "yolo11x.pt"}, "teacher=yolo11x.pt is not here", "Put the file into"),
+        ({"student": "yolo11nn.yaml"}, "student=yolo11nn.yaml", "yolo11n.yaml"),
+        ({"student": "yolov8n-p2.yaml"}, "3 levels", "same levels"),
+        ({"student": "yolo11n-seg.yaml"}, "a segmenter", "must be a detector"),
+        ({"data": "nowhere.yaml"}, "data=nowhere.yaml: no such file", "data YAML"),
+        ({"model": "other.pt"}, "differ", "Keep one"),
+    ],
+)
+def test_bad_input(
+    refused: Callable[..., tuple[str, str]],
+    toy_teacher: Path,
+    toy_student: Path,
+    toy_data: Path,
+    changes: dict[str, str],
+    problem: str,
+    remedy: str,
+) -> None:
+    first, second = refused(*good(toy_teacher, toy_student, toy_data, **changes))
+    assert problem in first
+    assert remedy in second
+
+
+def no_checkpoint(file: Path, good_file: Path) -> str:
+    file.write_text("this is no checkpoint")
+    return "not a PyTorch checkpoint"
+
+
+def truncated(file: Path, good_file: Path) -> str:
+    file.write_bytes(good_file.read_bytes()[:50_000])
+    return "truncated"
+
+
+def classifier(file: Path, good_file: Path) -> str:
+    YOLO("yolo11n-cls.yaml").save(file)
+    return "a classifier"
+
+
+def nan(file: Path, good_file: Path) -> str:
+    model = YOLO(good_file)
+    with torch.no_grad():
+        model.model.model[-1].cv3[0][-1].bias[0] = float("nan")
+    model.save(file)
+    return "class scores hold NaN"
+
+
+def other_classes(file: Path, good_file: Path) -> str:
+    save_detector("yolov8n.yaml", file, {0: "cat"})
+    return "No class of the teacher (cat) is a class of the data (red, green, blue)"
+
+
+class Marks:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.mark}'",)
+
+
+def malicious(file: Path, good_file: Path) -> str:
+    torch.save({**torch.load(good_file, weights_only=False), "epoch": Marks(file.with_name("ran"))}, file)
+    return f"references {os.system.__module__}.system"
+
+
+@pytest.mark.parametrize("make", [no_checkpoint, truncated, classifier, nan, other_classes, malicious])
+def test_a_teacher_that_cannot_serve(
+    refused: Callable[..., tuple[str, str]],
+    toy_teacher: Path,
+    toy_student: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    make: Callable[[Path, Path], str],
+) -> None:
+    file = tmp_path / "bad.pt"
+    problem = make(file, toy_teacher)
+    first, _ = refused(*good(toy_teacher, toy_student, toy_data, teacher=str(file)))
+    assert problem in first
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("role", ["student", "pretrained"])
+def test_every_checkpoint_that_is_named_is_read_safely(
+    refused: Callable[..., tuple[str, str]],
+    toy_teacher: Path,
+    toy_student: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    role: str,
+) -> None:
+    file = tmp_path / "evil.pt"
+    problem = malicious(file, toy_student)
+    first, _ = refused(*good(toy_teacher, toy_student, toy_data, **{role: str(file)}))
+    assert problem in first
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("mode", ["val", "export", "resume"])
+def test_other_modes_read_safely_too(
+    refused: Callable[..., tuple[str, str]], toy_student: Path, toy_data: Path, tmp_path: Path, mode: str
+) -> None:
+    file = tmp_path / "evil.pt"
+    problem = malicious(file, toy_student)
+    commands = {
+        "val": ["val", f"model={file}", f"data={toy_data}"],
+        "export": ["export", f"model={file}", "format=torchscript"],
+        "resume": ["train", f"resume={file}"],
+    }
+    first, _ = refused(*commands[mode])
+    if mode != "resume":  # resume may find other faults in the folder first
+        assert problem in first
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_empty_split(
+    refused: Callable[..., tuple[str, str]], toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    file = tmp_path / "data.yaml"
+    for split, folder in {"train": "images/train", "val": "images/val"}.items():
+        file.write_text(toy_data.read_text().replace(folder, str(tmp_path / "empty")))
+        first, _ = refused(*good(toy_teacher, toy_student, toy_data, data=str(file)))
+        assert f"the split {split} has no images" in first
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["trian"], "'trian' is not a mode"),
+        (["train", "teacher="], "has no value"),
+        (["train", "epochs"], "epochs needs a value"),
+        (["train", "imgsz=[3"], "["),
+        (["train", "exist_okk"], "'exist_okk'"),
+        (["val", "data=coco8.yaml"], "needs model="),
+        (["val", "model=x.pt", "data=a.yaml", "dta=b"], "'dta'"),
+        (["export"], "needs model= and format="),
+        (["checks", "teacher=x.pt"], "needs student= and data="),
+        (["losses", "kind=box"], "'kind'"),
+        (["demo", "epocs=1"], "'epocs'"),
+        (["train", "losses=cls"], "teacher= is missing"),
+    ],
+)
+def test_mistakes_in_the_command(refused: Callable[..., tuple[str, str]], words: list[str], problem: str) -> None:
+    assert problem in refused(*words)[0]
+
+
+def test_a_failure_inside_keeps_its_traceback(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**pairs: Any) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(api, "distill", broken)
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        main(["train", "epochs=1"])
+
+
+def test_a_check_of_ultralytics_becomes_two_lines(
+    refused: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ultralytics.cfg import get_cfg
+
+    monkeypatch.setattr(api, "distill", lambda **pairs: get_cfg(overrides={"epochs": "many"}))
+    assert "epochs=many" in refused("train", "epochs=1")[0]

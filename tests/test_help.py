@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yolokd.cli import main
+from yolokd.losses.base import LOSSES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["--help"], ["-h"]])
+def test_help_lists_modes_and_keys(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    for word in ("train", "val", "export", "checks", "losses", "demo", "teacher_precision", "kd_close", "class_map"):
+        assert f"  {word} " in out
+
+
+@pytest.mark.parametrize("mode", ["train", "val", "export", "checks", "losses", "demo"])
+def test_help_of_a_mode(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([mode, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"yolokd {mode}: ")
+    assert f"  yolokd {mode}" in out
+    if mode in ("train", "checks"):
+        assert all(info.link in out for info in LOSSES.values())
+
+
+def test_losses_are_listed_with_gain_needs_options_and_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses"]) == 0
+    out = capsys.readouterr().out
+    for info in LOSSES.values():
+        for piece in (info.name, info.family, info.link, info.paper, f"gain {info.gain:g}", *info.needs):
+            assert piece in out
+    assert "cwd.temperature=1.0" in out
+
+
+def test_help_comes_at_once(here: Path) -> None:
+    code = "import sys, yolokd.cli; yolokd.cli.main(['--help']); print({'torch', 'ultralytics'} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()"  # importing torch takes seconds
