@@ -205,7 +205,7 @@ def test_resume_ends_with_the_full_table_in_the_folder_that_was_named(run: Path)
 
 @pytest.mark.e2e
 def test_a_run_without_losses_is_resumed_as_well(toy_data: Path, toy_student: Path, tmp_path: Path) -> None:
-    from tests.test_trainer import run_until
+    from tests.e2e.test_training import run_until
 
     trainer = DistillationTrainer(overrides=overrides(toy_data, toy_student, tmp_path, losses="none", epochs=2))
     run_until(trainer, "on_model_save", 0)

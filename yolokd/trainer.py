@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 from ultralytics.cfg import get_save_dir
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -285,10 +286,13 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
 
 def _their_yaml(args: Mapping[str, Any]) -> str:
     """The Ultralytics arguments of a run that differ from their defaults, as lines of a recipe."""
-    import yaml
-
     moot = {"mode", "task", "resume", "save_dir", "model"}
-    plain = {
+    asked = {
         k: v for k, v in args.items() if k not in moot and hasattr(DEFAULT_CFG, k) and v != getattr(DEFAULT_CFG, k)
     }
-    return str(yaml.safe_dump({"student": str(args["model"]), **plain}, sort_keys=False))
+    # Files by their whole path, so that the run can begin again from another folder.
+    paths = ((k, asked[k]) for k in ("data", "pretrained") if isinstance(asked.get(k), str))
+    files = {k: str(Path(v).resolve()) for k, v in paths if Path(v).is_file()}
+    student = Path(args["model"])
+    whole = {"student": str(student.resolve() if student.is_file() else student), **asked, **files}
+    return str(yaml.safe_dump(whole, sort_keys=False))

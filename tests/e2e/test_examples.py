@@ -1,0 +1,70 @@
+"""Every example runs, on toy data and for an epoch."""
+
+from __future__ import annotations
+
+import csv
+import runpy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+pytestmark = pytest.mark.e2e
+
+
+def run(name: str, *words: object) -> None:
+    runpy.run_path(str(EXAMPLES / name))["main"](*map(str, words))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from ultralytics import settings
+
+    monkeypatch.chdir(tmp_path)
+    before = settings["runs_dir"]
+    settings.update({"runs_dir": str(tmp_path / "runs")})
+    yield tmp_path / "runs"
+    settings.update({"runs_dir": before})
+
+
+def test_distil(toy_teacher: Path, toy_student: Path, toy_data: Path, runs: Path, capsys: Any) -> None:
+    run("distil.py", toy_teacher, toy_student, toy_data, 1, 64)
+    said = capsys.readouterr().out
+    assert "pycocotools" in said
+    assert "onnx" in said
+    assert (runs / "detect/train/weights/best.pt").is_file()
+
+
+def test_inside_ultralytics(toy_teacher: Path, toy_student: Path, toy_data: Path, runs: Path) -> None:
+    run("inside_ultralytics.py", toy_teacher, toy_student, toy_data, 1, 64)
+    recipe = yaml.safe_load((runs / "detect/train/distill.yaml").read_text())
+    assert recipe["losses"] == {"cls": 3.0, "box": 5.0}
+
+
+def test_step_time(capsys: Any) -> None:
+    run("benchmarks/step_time.py", "teacher=yolo11s.yaml", "imgsz=64", "batch=2", "rounds=1", "device=cpu")
+    said = capsys.readouterr().out
+    assert "native/yolokd" in said
+    assert "yolokd/(plain + teacher)" in said
+
+
+def test_aquarium_continues_where_it_stopped(
+    toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path, runs: Path
+) -> None:
+    data = tmp_path / "set"
+    shutil.copytree(toy_data.parent, data)
+    (data / "toy.yaml").write_text(
+        yaml.safe_dump({**yaml.safe_load(toy_data.read_text()), "path": str(data), "test": "images/val"})
+    )
+    table = tmp_path / "out.csv"
+    for seeds in ("0", "0,1"):
+        options = (f"seeds={seeds}", "arms=plain,native,strong", "epochs=1", "imgsz=64")
+        run("benchmarks/aquarium.py", data / "toy.yaml", toy_teacher, toy_student, table, *options)
+    rows = list(csv.DictReader(table.open()))
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        (arm, seed) for seed in "01" for arm in ("plain", "native", "strong")
+    ]
+    assert all(0 <= float(row["both_map"]) <= 1 for row in rows)
