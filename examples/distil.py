@@ -6,12 +6,13 @@ python examples/distil.py TEACHER.pt STUDENT.pt DATA.yaml [epochs] [imgsz]
 import sys
 
 import yolokd
+from yolokd.api import export
 
 
 def main(teacher: str, student: str, data: str, epochs: str = "100", imgsz: str = "640") -> None:
     run = yolokd.distill(student, teacher, data=data, epochs=int(epochs), imgsz=int(imgsz))
     print(yolokd.evaluate(run.best, data, teacher=teacher, imgsz=int(imgsz)))
-    table, _ = yolokd.export(run.best, "onnx", data=data, imgsz=int(imgsz))
+    table, _ = export(run.best, "onnx", data=data, imgsz=int(imgsz))
     print(table)
 
 

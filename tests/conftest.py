@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before ultralytics is imported anywhere: nothing is fetched, nothing installed, no user's settings are touched.
@@ -115,3 +115,16 @@ def refused(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tup
         return lines[0], lines[1]
 
     return call
+
+
+@pytest.fixture
+def runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Runs without ``project=`` go to runs/ of an empty folder that we stand in, as they do for a person."""
+    from ultralytics import settings
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ultralytics.cfg.TESTS_RUNNING", False)  # else they go beside the installed package
+    before = settings["runs_dir"]
+    settings.update({"runs_dir": str(tmp_path / "runs")})
+    yield tmp_path / "runs"
+    settings.update({"runs_dir": before})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+# No `export` among them: once the module yolokd.export is imported, the package's attribute of that name is the module.
 __version__ = "0.1.0"
 _HOMES = {
     "DistillationTrainer": "yolokd.trainer",
@@ -17,10 +18,8 @@ _HOMES = {
     "check": "yolokd.api",
     "distill": "yolokd.api",
     "evaluate": "yolokd.api",
-    "export": "yolokd.api",
 }
 __all__ = ["LOSSES", "DistillConfig", "DistillationTrainer", "Run", "UserError", "check", "distill", "evaluate"]
-__all__ += ["export"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,28 +19,17 @@ def run(name: str, *words: object) -> None:
     runpy.run_path(str(EXAMPLES / name))["main"](*map(str, words))
 
 
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    from ultralytics import settings
-
-    monkeypatch.chdir(tmp_path)
-    before = settings["runs_dir"]
-    settings.update({"runs_dir": str(tmp_path / "runs")})
-    yield tmp_path / "runs"
-    settings.update({"runs_dir": before})
-
-
-def test_distil(toy_teacher: Path, toy_student: Path, toy_data: Path, runs: Path, capsys: Any) -> None:
+def test_distil(toy_teacher: Path, toy_student: Path, toy_data: Path, runs_here: Path, capsys: Any) -> None:
     run("distil.py", toy_teacher, toy_student, toy_data, 1, 64)
     said = capsys.readouterr().out
     assert "pycocotools" in said
     assert "onnx" in said
-    assert (runs / "detect/train/weights/best.pt").is_file()
+    assert (runs_here / "detect/train/weights/best.pt").is_file()
 
 
-def test_inside_ultralytics(toy_teacher: Path, toy_student: Path, toy_data: Path, runs: Path) -> None:
+def test_inside_ultralytics(toy_teacher: Path, toy_student: Path, toy_data: Path, runs_here: Path) -> None:
     run("inside_ultralytics.py", toy_teacher, toy_student, toy_data, 1, 64)
-    recipe = yaml.safe_load((runs / "detect/train/distill.yaml").read_text())
+    recipe = yaml.safe_load((runs_here / "detect/train/distill.yaml").read_text())
     assert recipe["losses"] == {"cls": 3.0, "box": 5.0}
 
 
@@ -52,7 +41,7 @@ def test_step_time(capsys: Any) -> None:
 
 
 def test_aquarium_continues_where_it_stopped(
-    toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path, runs: Path
+    toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path, runs_here: Path
 ) -> None:
     data = tmp_path / "set"
     shutil.copytree(toy_data.parent, data)

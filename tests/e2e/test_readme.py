@@ -36,14 +36,12 @@ def place(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(place: Path, runs_here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from ultralytics import settings
 
     monkeypatch.chdir(place)
-    before = settings["runs_dir"]
     settings.update({"runs_dir": str(place / "runs")})
-    yield place
-    settings.update({"runs_dir": before})
+    return place
 
 
 def test_every_command_is_covered() -> None:
