@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from yolokd.classes import ClassMap, shorten
+from yolokd.classes import ClassMap, shorten, trained_classes
 from yolokd.errors import UserError
 
 COCO = {0: "person", 1: "bicycle", 2: "car", 3: "motorcycle", 4: "airplane", 5: "tv"}
@@ -64,3 +64,10 @@ def test_no_shared_class() -> None:
 def test_shorten() -> None:
     assert shorten(["a", "b"]) == "a, b"
     assert shorten([str(i) for i in range(20)], 2) == "0, 1, ... (20 in all)"
+
+
+def test_classes_that_are_not_trained_are_not_taught() -> None:
+    classes = ClassMap.by_name(COCO, {0: "person", 1: "car", 2: "tv"}, only=trained_classes([0, 2]))
+    assert classes.pairs == {0: (0,), 2: (5,)}
+    assert trained_classes(1) == {1}
+    assert trained_classes(None) is None

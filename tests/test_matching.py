@@ -67,6 +67,15 @@ def test_without_a_positive_nothing_is_taught() -> None:
     assert LocalizationKD()(*matched).item() == 0
 
 
+def test_without_a_shared_class_the_box_alone_is_taught() -> None:
+    said = replace(teacher(), scores=None)
+    ours, theirs, assigned = match_positives(predictions(1, reg_max=1), said, assignment(1, foreground=(POSITIVE,)))
+    assert theirs.scores is None
+    assert theirs.boxes is not None
+    assert decode(theirs.boxes[0].T, assigned.anchors, assigned.strides).tolist() == [[8.0, 8.0, 24.0, 24.0]]
+    assert LocalizationKD()(ours, theirs, assigned).item() >= 0
+
+
 def test_without_boxes() -> None:
     with pytest.raises(ValueError, match="one-to-one"):
         match_positives(predictions(), Predictions(torch.zeros(2, 2, ANCHORS), None, None), assignment())

@@ -63,7 +63,7 @@ def test_a_nan_teacher_is_named(
         getattr(model.model.model[-1], layer)[1][-1].bias[0] = float("nan")
     model.save(tmp_path / "nan.pt")
     error = refusal(tmp_path / "nan.pt", toy_student, toy_data)
-    assert error.problem == f"teacher={tmp_path / 'nan.pt'}: its {said} hold NaN or Inf on real training images."
+    assert error.problem == f"teacher={tmp_path / 'nan.pt'}: its {said} hold NaN or Inf on training images."
 
 
 def test_the_student_takes_the_classes_of_the_data(toy_teacher: Path, toy_data: Path, tmp_path: Path) -> None:

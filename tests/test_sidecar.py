@@ -49,6 +49,19 @@ def test_an_epoch_that_is_not_there_is_refused() -> None:
         Sidecar({}, "").with_epoch(2, losses, optimizer).restore(6, losses, optimizer)
 
 
+@pytest.mark.parametrize(("fused", "device"), [(True, "meta"), (False, "cpu")])
+def test_a_fused_optimizer_gets_its_step_counter_on_the_device(fused: bool, device: str) -> None:
+    losses, optimizer = trained(1)
+    sidecar = Sidecar({}, "").with_epoch(0, losses, optimizer)
+    there = nn.ModuleDict({"cwd": nn.Conv2d(2, 3, 1, bias=False, device="meta")})
+    other = torch.optim.AdamW(there.parameters(), lr=0.1)
+    other.param_groups[0]["fused"] = fused
+    sidecar.restore(0, there, other)
+    state = other.state[there["cwd"].weight]  # type: ignore[index]
+    assert state["exp_avg"].device.type == "meta"
+    assert state["step"].device.type == device
+
+
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is missing"):
         load_sidecar(tmp_path)

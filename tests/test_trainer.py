@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import torch_safe_load
@@ -120,19 +121,23 @@ def test_auto_batch_counts_the_teacher(
     trainer = DistillationTrainer(overrides=overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher)))
     trainer.setup_model()
     assert trainer.teacher is not None
+    trainer.amp = False
     asked = []
-    monkeypatch.setattr(trainer.teacher, "forward", lambda images: asked.append(images.shape))
+    monkeypatch.setattr(trainer.teacher, "forward", lambda images: asked.append(("teacher", images.shape)))
 
     def measure(self: DetectionTrainer) -> int:
         from copy import deepcopy
 
-        deepcopy(self.model)(torch.zeros(2, 3, 64, 64))
+        model = deepcopy(self.model)
+        model.model[-1].register_forward_hook(lambda module, args, output: asked.append(("student", None)))
+        model(torch.zeros(2, 3, 64, 64))
         return 7
 
     monkeypatch.setattr(DetectionTrainer, "auto_batch", measure)
     assert trainer.auto_batch() == 7
-    assert asked == [(2, 3, 64, 64)]
-    assert not trainer.model._forward_pre_hooks
+    # The teacher comes while the student's activations are alive, as in training.
+    assert asked == [("student", None), ("teacher", (2, 3, 64, 64))]
+    assert not trainer.model._forward_hooks
 
 
 def test_workers_take_the_settings_from_the_environment(
@@ -167,3 +172,49 @@ def test_refusals_leave_no_folder(toy_data: Path, toy_student: Path, tmp_path: P
 def test_config_travels_whole() -> None:
     config = DistillConfig("t.pt", {"cls": 1.0}, {"cwd": {"temperature": 2.0}}, class_map={"a": "b"})
     assert DistillConfig.from_dict(Sidecar(config.to_dict(), "").config) == config
+
+
+def test_adapters_are_averaged_clipped_and_then_unscaled(
+    trained: DistillationTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    norms: list[float] = []
+    adapters = list(trained.losses.parameters())
+
+    class Scaler:
+        def get_scale(self) -> float:
+            return 1024.0
+
+    def step(self: DetectionTrainer) -> None:
+        norms.append(float(torch.cat([p.grad.flatten() for p in adapters]).norm()))  # type: ignore[union-attr]
+        done.append("step")
+
+    monkeypatch.setattr(trained, "scaler", Scaler())
+    monkeypatch.setattr(DetectionTrainer, "optimizer_step", step)
+    monkeypatch.setattr("yolokd.trainer.average_gradients", lambda parameters: done.append("average"))
+    for size in (1e6, 1.0):
+        for p in adapters:
+            p.grad = torch.full_like(p, size)
+        trained.optimizer_step()
+    assert done == ["average", "step"] * 2
+    assert norms[0] == pytest.approx(10 * 1024, rel=1e-3)  # the limit, scaled as the gradients still are
+    assert norms[1] < 10 * 1024
+    for p in adapters:
+        p.grad = None
+
+
+def test_paths_and_devices_as_objects(toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path) -> None:
+    args = overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher)) | {"data": toy_data}
+    trainer = DistillationTrainer(overrides={**args, "project": tmp_path, "device": torch.device("cpu")})
+    recipe = yaml.safe_load((trainer.save_dir / "distill.yaml").read_text())
+    assert recipe["data"] == str(toy_data.resolve())
+    assert recipe["project"] == str(tmp_path)
+
+
+def test_classes_reach_the_class_map(toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path) -> None:
+    trainer = DistillationTrainer(
+        overrides=overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher), classes=[0, 2])
+    )
+    trainer._setup_train()
+    assert trainer.criterion is not None
+    assert sorted(trainer.criterion.class_map.pairs) == [0, 2]

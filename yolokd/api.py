@@ -60,24 +60,25 @@ def distill(student: str | Path | None = None, teacher: str | Path | None = None
     """
     given = {"student": student, "teacher": teacher, **args}
     given = {key: str(v) if isinstance(v, Path) else v for key, v in given.items() if v is not None}
+    trust = bool(given.get("trust"))
     if resume := given.pop("resume", None):
         last = locate(resume)
-        goes_on = resume_arguments(last, bool(given.get("trust")))
+        goes_on = resume_arguments(last, trust)
         if goes_on is None:
-            return _run(last.parent.parent)
+            return _run(last.parent.parent, trust)
         if "resume" not in goes_on:  # it begins again, with its own settings
             given.pop("exist_ok", None)
         given = {**goes_on, **given} if "resume" not in goes_on else {**given, **goes_on}
     trainer = DistillationTrainer(overrides={**given, "mode": "train"})
     trainer.train()
-    return _run(trainer.save_dir)
+    return _run(trainer.save_dir, trust)
 
 
-def _run(folder: Path) -> Run:
+def _run(folder: Path, trust: bool) -> Run:
     run = Run(Path(folder), {})
     for file in (run.best, run.last):
         if file.is_file():
-            metrics = read_checkpoint(file, trust=True).get("train_metrics") or {}
+            metrics = read_checkpoint(file, trust=trust).get("train_metrics") or {}
             return Run(run.save_dir, {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))})
     return run
 

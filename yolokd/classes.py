@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ class ClassMap:
         teacher_names: Mapping[int, str],
         student_names: Mapping[int, str],
         overrides: Mapping[str, str] | None = None,
+        only: Collection[int] | None = None,
     ) -> ClassMap:
         """Match by name: case, ``_`` and ``-`` do not count, a small table of aliases does.
 
@@ -70,6 +72,7 @@ class ClassMap:
             teacher_names: teacher class index to name.
             student_names: student class index to name.
             overrides: teacher name to student name; each takes that teacher class away from its namesake.
+            only: the student classes that are trained at all (Ultralytics' ``classes=``); None is all of them.
 
         Raises:
             UserError: an override names a class that teacher or student does not have.
@@ -89,7 +92,7 @@ class ClassMap:
             # An exact namesake beats an alias: a teacher may know both `plane` and `airplane`.
             alike = named or [t for t, name in teacher.items() if name not in forced and _same_name(name, wanted)]
             found = alike + [t for t, name in teacher.items() if forced.get(name) == wanted]
-            if found:
+            if found and (only is None or s in only):
                 pairs[s] = tuple(found)
         return cls(pairs, dict(student_names), dict(teacher_names))
 
@@ -136,3 +139,10 @@ def shorten(names: list[str], limit: int = 12) -> str:
     """Join class names for a message, at most ``limit`` of them."""
     more = f", ... ({len(names)} in all)" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def trained_classes(classes: Any) -> set[int] | None:
+    """Read Ultralytics' ``classes=``, an index or a list of them; None where all classes are trained."""
+    if classes is None:
+        return None
+    return {int(c) for c in (classes if isinstance(classes, (list, tuple)) else [classes])}

@@ -119,12 +119,17 @@ def build_config(ours: Mapping[str, Any]) -> DistillConfig:
     return DistillConfig(str(teacher or ""), losses, options, str(schedule), close, str(precision), class_map, trust)
 
 
-def check_against_epochs(config: DistillConfig, epochs: int) -> None:
+def check_against_epochs(config: DistillConfig, epochs: int, hours: float | None = None) -> None:
     """Refuse a schedule that distils in no epoch at all.
 
     Raises:
         UserError: ``kd_close`` covers the whole training, so every gain is zero throughout.
     """
+    if hours and config.kd_close:
+        raise UserError(
+            f"kd_close={config.kd_close} counts epochs, and with time={hours} nobody knows how many there will be.",
+            "Give epochs= instead of time=, or leave out kd_close.",
+        )
     if config.losses and config.kd_close >= epochs:
         raise UserError(
             f"kd_close={config.kd_close} with epochs={epochs}: every gain is zero throughout.",

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from yolokd.classes import ClassMap
 from yolokd.compat.boxes import anchor_points
 from yolokd.compat.training import AssignmentTap, branch_losses, branches
-from yolokd.errors import UserError
 from yolokd.losses.base import LOSSES
 from yolokd.matching import match_positives
 from yolokd.predictions import Assigned, Predictions
 from yolokd.schedule import Schedule
-from yolokd.teachers.live import Teacher
+from yolokd.teachers.live import Teacher, refuse_not_finite
 
 # On an image without labels an anchor counts where the teacher is at least this sure of some class.
 UNLABELLED_CONFIDENCE = 0.25
@@ -121,7 +120,7 @@ class DistillationCriterion:
             # training: a feature loss that stayed would outgrow it.
             terms = {name: dense_gain * loss(dense, teacher, here) for name, loss in self.losses.items()}
             speaking = [name for name in self.losses if LOSSES[name].one2one]
-            if one2one is not None and speaking:
+            if one2one is not None and speaking and teacher.boxes is not None:
                 matched = match_positives(one2one, teacher, assigned[1])
                 for name in speaking:
                     terms[name] = terms[name] + one2one_gain * self.losses[name](*matched)
@@ -132,7 +131,7 @@ class DistillationCriterion:
         said = self.teacher(batch)
         if not self._checked:
             self._checked = True
-            require_finite(self.teacher.name, said)
+            refuse_not_finite(said, self.teacher)
         if said.scores is None or not self.class_map.mapped:
             return replace(said, scores=None)
         classes = self.class_map.classes
@@ -141,22 +140,6 @@ class DistillationCriterion:
             scores=self.class_map(said.scores),
             classes=None if classes is None else classes.to(said.scores.device),
         )
-
-
-def require_finite(name: str, said: Predictions) -> None:
-    """Refuse a teacher that answers NaN or infinity.
-
-    Raises:
-        UserError: naming the teacher and the first output that is not finite.
-    """
-    outputs = {"class scores": said.scores, "boxes": said.boxes}
-    outputs |= {f"pyramid level {i}": f for i, f in enumerate(said.feats or ())}
-    for what, tensor in outputs.items():
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"The teacher {name} answers NaN or infinity in its {what}.",
-                "Check that checkpoint with `yolo val`; in fp16 or bf16, try teacher_precision=fp32.",
-            )
 
 
 def weigh_unlabelled(assigned: Assigned, teacher: Predictions, batch: int) -> Assigned:

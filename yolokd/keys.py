@@ -128,36 +128,42 @@ def _refuse_wrong_types(theirs: Mapping[str, Any]) -> None:
         raise UserError(f"{problem}.", remedy or "`yolo cfg` prints Ultralytics' keys with their types.") from None
 
 
-def load_recipe(path: str | Path) -> dict[str, Any]:
+def load_recipe(path: str | Path, key: str = "recipe") -> dict[str, Any]:
     """Read a recipe: a YAML mapping of yolokd's keys and of Ultralytics'.
+
+    Args:
+        path: the file.
+        key: what messages call it.
 
     Raises:
         UserError: no such file, not YAML, not a mapping, or an unknown key in it.
     """
     file = Path(str(path))
     if not file.is_file():
-        raise UserError(f"recipe={path}: no such file.", "Give the path of a YAML file with keys such as losses:.")
+        raise UserError(f"{key}={path}: no such file.", "Give the path of a YAML file with keys such as losses:.")
     try:
         recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0]
-        raise UserError(f"recipe={path} is not YAML: {line}.", "One `key: value` a line, e.g. `kd_close: 5`.") from None
+        raise UserError(f"{key}={path} is not YAML: {line}.", "One `key: value` a line, e.g. `kd_close: 5`.") from None
     if not isinstance(recipe, dict):
-        raise UserError(f"recipe={path} holds no keys.", "One `key: value` a line, e.g. `kd_close: 5`.")
+        raise UserError(f"{key}={path} holds no keys.", "One `key: value` a line, e.g. `kd_close: 5`.")
     keys = [str(key) for key in recipe if "." not in str(key)]
-    refuse_unknown(keys, [key for key in known_keys() if key != "recipe"], f" in recipe {path}")
+    refuse_unknown(keys, [key for key in known_keys() if key != "recipe"], f" in {key} {path}")
     return {str(key): value for key, value in recipe.items()}
 
 
 def with_recipe(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the file that ``recipe=`` names, if any, and lay the other keys over it.
+    """Read the files that ``recipe=`` and Ultralytics' own ``cfg=`` name, and lay the other keys over them.
 
     Raises:
         UserError: as `load_recipe`.
     """
-    above = {key: value for key, value in overrides.items() if key != "recipe"}
-    recipe = overrides.get("recipe")
-    return above if recipe is None else _over(load_recipe(recipe), above)
+    merged = {key: value for key, value in overrides.items() if key not in ("recipe", "cfg")}
+    for key in ("recipe", "cfg"):
+        if overrides.get(key) is not None:
+            merged = _over(load_recipe(overrides[key], key), merged)
+    return merged
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,3 +206,25 @@ def _number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def arguments_yaml(args: Mapping[str, Any]) -> str:
+    """Ultralytics' arguments of a run, where they differ from their defaults, as lines of a recipe.
+
+    Args:
+        args: all of them; ``model`` becomes ``student``.
+    """
+    from ultralytics.utils import DEFAULT_CFG
+
+    moot = {"mode", "task", "resume", "save_dir", "model"}
+    plain = (str, int, float, bool, list, dict, type(None))
+    args = {k: v if isinstance(v, plain) else str(v) for k, v in args.items()}  # a Path, a torch.device
+    asked = {
+        k: v for k, v in args.items() if k not in moot and hasattr(DEFAULT_CFG, k) and v != getattr(DEFAULT_CFG, k)
+    }
+    # Files by their whole path, so that the run can begin again from another folder.
+    paths = ((k, asked[k]) for k in ("data", "pretrained") if isinstance(asked.get(k), str))
+    files = {k: str(Path(v).resolve()) for k, v in paths if Path(v).is_file()}
+    student = Path(args["model"])
+    whole = {"student": str(student.resolve() if student.is_file() else student), **asked, **files}
+    return str(yaml.safe_dump(whole, sort_keys=False))

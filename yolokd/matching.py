@@ -30,16 +30,18 @@ def match_positives(
         are plain distances (reg_max 1) from the student's anchor.
 
     Raises:
-        ValueError: student or teacher have no scores or no boxes.
+        ValueError: the student has no scores or boxes, or the teacher no boxes.
     """
-    if student.scores is None or student.boxes is None or teacher.scores is None or teacher.boxes is None:
-        raise ValueError("the one-to-one branch needs scores and boxes of student and teacher")
+    if student.scores is None or student.boxes is None or teacher.boxes is None:
+        raise ValueError("the one-to-one branch needs the student's scores and boxes, and the teacher's boxes")
     image, anchor = assigned.foreground.nonzero(as_tuple=True)
     truth, label = assigned.boxes[image, anchor], assigned.labels[image, anchor]
     points, strides = assigned.anchors[anchor], assigned.strides[anchor]
     with torch.no_grad():
-        scores, boxes = _best_answers(teacher, assigned, image, truth, label)
+        best, boxes = _best_answers(teacher.boxes.float(), _confidence(teacher, image, label), assigned, image, truth)
         distances = encode(boxes, points, strides)
+        # Without a shared class the boxes alone are taught.
+        scores = None if teacher.scores is None else teacher.scores[image, :, best].float().T[None]
     weight = assigned.weight[image, anchor]
     gathered = replace(
         assigned,
@@ -53,31 +55,50 @@ def match_positives(
         weight=weight[None],
     )
     ours = Predictions(student.scores[image, :, anchor].T[None], student.boxes[image, :, anchor].T[None], None)
-    theirs = Predictions(scores.T[None], distances.T[None], None, teacher.classes)
+    theirs = Predictions(scores, distances.T[None], None, teacher.classes)
     return ours, theirs, gathered
 
 
+def _confidence(teacher: Predictions, image: Tensor, label: Tensor) -> Tensor:
+    """How sure the teacher is, at each anchor, of the class of each of K ground truths.
+
+    Returns:
+        ``(K, A)`` probabilities; 1 where the teacher does not know the class, so that the box alone decides.
+    """
+    assert teacher.boxes is not None
+    confidence = teacher.boxes.new_ones(len(image), teacher.boxes.shape[2], dtype=torch.float32)
+    if teacher.scores is None:
+        return confidence
+    known = torch.arange(teacher.scores.shape[1], device=label.device) if teacher.classes is None else teacher.classes
+    same = known[None] == label[:, None]  # (K, M)
+    rows = same.any(1).nonzero().squeeze(1)
+    # One row a ground truth, not all of its image's M classes: K * M * A values would not fit for a mosaic.
+    confidence[rows] = teacher.scores[image[rows], same[rows].int().argmax(1)].float().sigmoid()
+    return confidence
+
+
 def _best_answers(
-    teacher: Predictions, assigned: Assigned, image: Tensor, truth: Tensor, label: Tensor
+    raw: Tensor, confidence: Tensor, assigned: Assigned, image: Tensor, truth: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Of each of K ground truths, the teacher's anchor with the highest alignment of class and box.
 
     The metric is the task-aligned assigner's own, score ** .5 * IoU ** 6 (Feng et al., TOOD, ICCV 2021,
-    https://arxiv.org/abs/2108.07755); where the teacher does not know the class, the box alone decides.
+    https://arxiv.org/abs/2108.07755).
+
+    Args:
+        raw: ``(B, 4 * reg_max, A)`` edge logits.
+        confidence: ``(K, A)``.
+        assigned: for its anchors and strides.
+        image: ``(K,)`` index of the image.
+        truth: ``(K, 4)`` boxes in pixels.
 
     Returns:
-        ``(K, M)`` logits and ``(K, 4)`` boxes in pixels.
+        ``(K,)`` anchors and ``(K, 4)`` boxes in pixels.
     """
-    assert teacher.scores is not None
-    assert teacher.boxes is not None
-    scores, raw = teacher.scores.float(), teacher.boxes.float()
     batch, _, total = raw.shape
     distances = expected_distances(raw.transpose(1, 2).flatten(0, 1)).view(batch, total, 4)
     boxes = decode(distances, assigned.anchors, assigned.strides)  # (B, A, 4)
-    fit = iou(boxes[image], truth[:, None]).clamp(min=0)  # (K, A)
-    known = torch.arange(scores.shape[1], device=scores.device) if teacher.classes is None else teacher.classes
-    same = known[None] == label[:, None]  # (K, M)
-    confidence = (scores[image].sigmoid() * same[..., None]).sum(1)  # (K, A)
-    confidence = torch.where(same.any(1)[:, None], confidence, torch.ones_like(confidence))
-    best = (confidence.sqrt() * fit.pow(6)).argmax(1) if len(truth) else truth.new_zeros(0, dtype=torch.long)
-    return scores[image, :, best], boxes[image, best]
+    if not len(truth):  # argmax refuses an empty tensor
+        return image, truth
+    best = (confidence.sqrt() * iou(boxes[image], truth[:, None]).clamp(min=0).pow(6)).argmax(1)
+    return best, boxes[image, best]

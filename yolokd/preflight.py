@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from yolokd.classes import ClassMap, shorten
+from yolokd.classes import ClassMap, shorten, trained_classes
 from yolokd.compat.checkpoint import (
     build_student,
     find_checkpoint,
@@ -84,7 +84,8 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any]) -> Report:
         teacher = load_detector(file, role="teacher", trust=config.trust)
         student, data, knows_data = _student_and_data(config, train_args)
         pair = Pair(student=head_info(student), teacher=head_info(teacher))
-        class_map = ClassMap.by_name(pair.teacher.names, pair.student.names, config.class_map)
+        only = trained_classes(train_args.get("classes"))
+        class_map = ClassMap.by_name(pair.teacher.names, pair.student.names, config.class_map, only)
         _refuse_pair(config, pair, class_map)
         _refuse_channels(config, int(teacher.yaml.get("channels", 3)), int(data["channels"]))
         adapters = _count_adapters(config, pair, int(train_args.get("seed") or 0))
@@ -271,7 +272,7 @@ def _pair_lines(pair: Pair, class_map: ClassMap, adapters: int) -> list[str]:
 
 def _cost_line(trial: Trial, slowdown: float, shape: tuple[int, ...]) -> str:
     return (
-        f"a step takes about {slowdown:.1f} times as long as a plain one (measured: teacher "
+        f"a step takes about {slowdown:.1f} times as long as a plain one, losses not counted (measured: teacher "
         f"{trial.teacher_seconds:.3f} s, student {trial.step_seconds:.3f} s, {shape[0]} images of {shape[-1]} px)"
     )
 

@@ -63,9 +63,12 @@ class Sidecar:
             )
         record = self.records[epoch]
         losses.load_state_dict(record["losses"])
+        # A fused optimizer (Ultralytics' choice for AdamW on CUDA) wants its step counter on the device as well.
+        fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
         for parameter, state in zip(losses.parameters(), record["optimizer"], strict=True):
             optimizer.state[parameter] = {
-                k: v.to(parameter.device) if isinstance(v, Tensor) and v.dim() else v for k, v in state.items()
+                k: v.to(parameter.device) if isinstance(v, Tensor) and (fused or v.dim()) else v
+                for k, v in state.items()
             }
 
     def save(self, folder: Path) -> None:

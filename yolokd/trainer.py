@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from ultralytics.cfg import get_save_dir
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -20,21 +17,28 @@ from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK
 from ultralytics.utils.files import get_latest_run
 
 from yolokd.adapters import add_to_optimizer, average_gradients
-from yolokd.classes import ClassMap
-from yolokd.compat.checkpoint import find_checkpoint, head_info, load_detector, sha256
+from yolokd.classes import ClassMap, trained_classes
+from yolokd.compat.checkpoint import (
+    find_checkpoint,
+    head_info,
+    load_detector,
+    read_checkpoint,
+    restricted_loading,
+    sha256,
+)
 from yolokd.compat.training import (
-    PARTIAL,
     atomic_replace,
     atomic_strip,
     begin_folder,
-    commit,
     plain_optimizer,
     recover,
+    staged,
     unwrap_model,
 )
 from yolokd.config import DistillConfig, build_config, check_against_epochs, split_keys
 from yolokd.criterion import DistillationCriterion
 from yolokd.errors import UserError
+from yolokd.keys import arguments_yaml
 from yolokd.losses.base import build_losses
 from yolokd.predictions import Pair
 from yolokd.preflight import preflight, preflight_plain
@@ -77,7 +81,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         self.criterion: DistillationCriterion | None = None
         self.sidecar: Sidecar | None = None
         self.config, theirs = self._settings(dict(overrides or {}))
-        super().__init__(cfg, theirs, _callbacks)
+        with restricted_loading(self.config.trust):
+            super().__init__(cfg, theirs, _callbacks)
 
     # Settings ---------------------------------------------------------------------------------------------------
 
@@ -94,7 +99,7 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         config = build_config(ours)
         self.sidecar = Sidecar(config.to_dict(), "")  # without losses too: resume reads the settings there
         if config.losses:
-            check_against_epochs(config, int(theirs.get("epochs") or DEFAULT_CFG.epochs))
+            check_against_epochs(config, int(theirs.get("epochs") or DEFAULT_CFG.epochs), theirs.get("time"))
             report = preflight(config, theirs)
             for line in report.lines:
                 LOGGER.info(line)
@@ -123,6 +128,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
                     f"The teacher {config.teacher} is not the file that this run began with (its SHA-256 differs).",
                     "Give that file with teacher=PATH, or start a new run.",
                 )
+            config = replace(config, teacher=str(file))
+        self.sidecar = replace(self.sidecar, config=config.to_dict())  # where the teacher lies now
         return config
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
@@ -136,7 +143,7 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         folder = get_save_dir(self.args)
         self.args.save_dir = str(folder)
         recover(folder / "weights", forward=False)
-        begin_folder(folder, RECIPE, self.config.to_yaml() + _their_yaml(vars(self.args)))
+        begin_folder(folder, RECIPE, self.config.to_yaml() + arguments_yaml(vars(self.args)))
 
     def train(self) -> Any:
         """Train; the settings stand in the environment while workers are spawned."""
@@ -153,8 +160,10 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def setup_model(self) -> Any:
         """Build the student as Ultralytics does, then teacher and losses, before AutoBatch and the optimizer."""
-        checkpoint = super().setup_model()
-        if RANK in {-1, 0} and not self.resume and str(self.last) not in {str(self.args.model), self.config.teacher}:
+        with restricted_loading(self.config.trust):
+            checkpoint = super().setup_model()
+        used = {Path(str(path)).resolve() for path in (self.args.model, self.config.teacher)}
+        if RANK in {-1, 0} and not self.resume and self.last.resolve() not in used:
             self.last.unlink(missing_ok=True)  # of an earlier run (exist_ok=True), which resume would go on with
         if self.config.losses:
             model = load_detector(self.config.teacher, role="teacher", trust=self.config.trust)
@@ -171,11 +180,18 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         return optimizer
 
     def auto_batch(self) -> int:
-        """The batch size that fits with the teacher running beside the student."""
+        """The batch size that fits with the teacher running beside the student; the losses' share is not counted."""
         teacher = self.teacher
         if teacher is None:
             return int(super().auto_batch())
-        handle = self.model.register_forward_pre_hook(lambda module, inputs: (teacher.forward(inputs[0]), None)[1])
+        self._lower_teacher()
+        held: list[Any] = []
+
+        def beside(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            # After the student, whose activations are alive then, as they are in training.
+            held[:] = [teacher.forward(inputs[0])]
+
+        handle = self.model.register_forward_hook(beside)
         try:
             return int(super().auto_batch())
         finally:
@@ -186,14 +202,20 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         super()._setup_train()
         if self.teacher is None:
             return
-        wanted = self.config.teacher_precision
-        self.teacher.to_precision(resolve_precision(wanted, self.device, self.amp, self.args.amp == "bf16"))
+        self._lower_teacher()
         student = unwrap_model(self.model)
         base = getattr(student, "criterion", None) or student.init_criterion()
-        class_map = ClassMap.by_name(self.teacher.info.names, self.data["names"], self.config.class_map)
+        only = trained_classes(self.args.classes)
+        class_map = ClassMap.by_name(self.teacher.info.names, self.data["names"], self.config.class_map, only)
         self.criterion = student.criterion = DistillationCriterion(
             base, self.teacher, self.losses, self.config.losses, class_map, head_info(student).strides, self._schedule()
         )
+
+    def _lower_teacher(self) -> None:
+        """To the precision that is known once Ultralytics has decided about AMP."""
+        assert self.teacher is not None
+        wanted = self.config.teacher_precision
+        self.teacher.to_precision(resolve_precision(wanted, self.device, self.amp, self.args.amp == "bf16"))
 
     def _schedule(self) -> Schedule:
         return Schedule(self.config.schedule, self.epochs, self.args.warmup_epochs, self.config.kd_close)
@@ -246,53 +268,28 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         if self.sidecar is not None and self.optimizer is not None:
             self.sidecar = self.sidecar.with_epoch(self.epoch, self.losses, self.optimizer)
             self.sidecar.save(self.wdir)
-        with plain_optimizer(self.optimizer), self._staged():
+        with plain_optimizer(self.optimizer), staged(self):
             return bool(super().save_model())
-
-    @contextmanager
-    def _staged(self) -> Iterator[None]:
-        """Let Ultralytics write its checkpoints into a folder beside them, then move them all into place."""
-        weights, last, best = self.wdir, self.last, self.best
-        stage = weights / PARTIAL
-        shutil.rmtree(stage, ignore_errors=True)
-        self.wdir, self.last, self.best = stage, stage / last.name, stage / best.name
-        try:
-            yield
-        finally:
-            self.wdir, self.last, self.best = weights, last, best
-        commit(stage, weights)
 
     def resume_training(self, ckpt: Any) -> None:
         """Ultralytics' own, with results.csv trimmed to the epochs that the checkpoint knows."""
+        super().resume_training(ckpt)  # first: it may refuse
         if ckpt is not None and self.resume and RANK in {-1, 0} and self.csv.is_file():
-            rows = complete_rows(self.csv.read_text(encoding="utf-8"), ckpt.get("epoch", -1) + 1)
+            rows = complete_rows(self.csv.read_text(encoding="utf-8"), self.start_epoch)
             atomic_replace(self.csv, lambda partial: partial.write_text(rows, encoding="utf-8"))
-        super().resume_training(ckpt)
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Ultralytics' own for the student, on resume and after a NaN; ours for the adapters."""
         with plain_optimizer(self.optimizer):
             super()._load_checkpoint_state(ckpt)
         if len(list(self.losses.parameters())):
-            self.sidecar = load_sidecar(self.wdir)
+            self.sidecar = replace(load_sidecar(self.wdir), config=self.config.to_dict())
             self.sidecar.restore(ckpt["epoch"], self.losses, self.optimizer)
             LOGGER.info(f"Adapters restored from distill.pt, epoch {ckpt['epoch'] + 1}.")
 
     def final_eval(self) -> None:
         """Ultralytics' own, with the checkpoints stripped by rename."""
-        with atomic_strip():
+        if self.resume and RANK in {-1, 0} and self.best.is_file():  # perhaps not written by this process
+            read_checkpoint(self.best, role="best.pt", trust=self.config.trust)
+        with atomic_strip(), restricted_loading(self.config.trust):
             super().final_eval()
-
-
-def _their_yaml(args: Mapping[str, Any]) -> str:
-    """The Ultralytics arguments of a run that differ from their defaults, as lines of a recipe."""
-    moot = {"mode", "task", "resume", "save_dir", "model"}
-    asked = {
-        k: v for k, v in args.items() if k not in moot and hasattr(DEFAULT_CFG, k) and v != getattr(DEFAULT_CFG, k)
-    }
-    # Files by their whole path, so that the run can begin again from another folder.
-    paths = ((k, asked[k]) for k in ("data", "pretrained") if isinstance(asked.get(k), str))
-    files = {k: str(Path(v).resolve()) for k, v in paths if Path(v).is_file()}
-    student = Path(args["model"])
-    whole = {"student": str(student.resolve() if student.is_file() else student), **asked, **files}
-    return str(yaml.safe_dump(whole, sort_keys=False))

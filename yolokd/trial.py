@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 from yolokd.compat.step import plain_step
 from yolokd.errors import UserError
 from yolokd.predictions import Predictions
-from yolokd.teachers.live import LiveTeacher
-
-_OUTPUTS = {"scores": "class scores", "boxes": "boxes", "feats": "features"}
+from yolokd.teachers.live import LiveTeacher, refuse_not_finite
 
 
 @dataclass(frozen=True)
@@ -73,31 +70,6 @@ def run_trial(teacher: LiveTeacher, student: nn.Module, images: Tensor, *, amp: 
         each = _megabytes(kept.bytes // len(images))
         memory = f"the teacher's weights take {_megabytes(weights)}, the student's backward pass keeps {each} an image"
     return Trial(predictions, *seconds, memory)
-
-
-def refuse_not_finite(predictions: Predictions, teacher: LiveTeacher) -> None:
-    """Name the outputs of a teacher that hold NaN or Inf.
-
-    Raises:
-        UserError: some do.
-    """
-    broken = [said for name, said in _OUTPUTS.items() if not _finite(getattr(predictions, name))]
-    if not broken:
-        return
-    # A checkpoint with NaN in it is broken; one without may only be too narrow a number format.
-    low = teacher.dtype != torch.float32 and _finite(list(teacher.model.state_dict().values()))
-    raise UserError(
-        f"teacher={teacher.name}: its {' and '.join(broken)} hold NaN or Inf on real training images"
-        + (f" in {str(teacher.dtype).removeprefix('torch.')}." if low else "."),
-        "Try teacher_precision=fp32."
-        if low
-        else "Take another checkpoint: this one learned nothing that can be taught.",
-    )
-
-
-def _finite(output: Any) -> bool:
-    tensors = [] if output is None else [output] if isinstance(output, Tensor) else list(output)
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def _seconds(call: Callable[[], object], cuda: bool) -> float:

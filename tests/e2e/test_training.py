@@ -179,3 +179,41 @@ def test_end2end_students(toy_data: Path, toy_teacher: Path, tmp_path: Path, stu
     assert first.criterion is not None
     assert first.criterion.base.updates == 3
     assert yaml.safe_load((first.save_dir / "distill.yaml").read_text())["student"] == student
+
+
+def test_an_end2end_student_resumes_with_its_fading_weights(toy_data: Path, toy_teacher: Path, tmp_path: Path) -> None:
+    args = overrides(toy_data, Path("yolo26n.yaml"), tmp_path, teacher=str(toy_teacher), epochs=4, val=False)
+    first = DistillationTrainer(overrides=args)
+    run_until(first, "on_model_save", 1)
+    second = DistillationTrainer(overrides={"resume": str(first.last), "model": str(first.last), "mode": "train"})
+    second._setup_train()
+    assert second.criterion is not None
+    assert second.criterion.base.updates == 2
+    assert second.criterion.base.o2m == pytest.approx(0.1 + 0.7 / 3)
+    assert second.criterion._branches.one2one is second.criterion.base.one2one
+
+
+def test_a_moved_teacher_is_remembered(toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(toy_teacher.read_bytes())
+    first = DistillationTrainer(overrides=overrides(toy_data, toy_student, tmp_path, teacher=str(teacher)))
+    run_until(first, "on_model_save", 0)
+    teacher.unlink()
+    args = {"resume": str(first.last), "model": str(first.last), "mode": "train"}
+    second = DistillationTrainer(overrides={**args, "teacher": str(toy_teacher)})
+    run_until(second, "on_model_save", 1)
+    third = DistillationTrainer(overrides=args)  # no other key
+    assert third.config.teacher == str(toy_teacher.resolve())
+
+
+def test_an_old_epoch_is_refused_before_anything_is_trimmed(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path
+) -> None:
+    args = overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher), epochs=5, save_period=1)
+    first = DistillationTrainer(overrides=args)
+    run_until(first, "on_model_save", 3)
+    old = first.wdir / "epoch0.pt"
+    second = DistillationTrainer(overrides={"resume": str(old), "model": str(old), "mode": "train"})
+    with pytest.raises(UserError, match=r"distill\.pt holds the adapters of epoch 3, 4, but last\.pt is of epoch 1"):
+        second.train()
+    assert [row["epoch"] for row in rows(first.save_dir)] == ["1", "2", "3", "4"]

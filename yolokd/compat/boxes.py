@@ -45,18 +45,17 @@ def encode(boxes: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
     return distances
 
 
-def iou(a: Tensor, b: Tensor, generalized: bool = False) -> Tensor:
+def iou(a: Tensor, b: Tensor) -> Tensor:
     """Overlap of the boxes of two lists, one by one.
 
     Args:
         a: ``(..., 4)`` (x1, y1, x2, y2).
         b: the same shape, or one that broadcasts against it.
-        generalized: GIoU in (-1, 1] instead of IoU in [0, 1].
 
     Returns:
-        ``(...)`` overlaps.
+        ``(...)`` overlaps in [0, 1].
     """
-    overlap: Tensor = bbox_iou(a, b, xywh=False, GIoU=generalized)
+    overlap: Tensor = bbox_iou(a, b, xywh=False)
     return overlap.squeeze(-1)
 
 

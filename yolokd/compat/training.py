@@ -33,6 +33,7 @@ __all__ = [
     "freeze",
     "plain_optimizer",
     "recover",
+    "staged",
     "strip_checkpoint",
     "unwrap_model",
 ]
@@ -86,14 +87,10 @@ class AssignmentTap:
 
     def __init__(self, loss: Any) -> None:
         self._seen: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None
-        self._handle = loss.assigner.register_forward_hook(self._hook)
+        loss.assigner.register_forward_hook(self._hook)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         self._seen = (args, output)
-
-    def close(self) -> None:
-        """Take the hook off again."""
-        self._handle.remove()
 
     def take(self, strides: Tensor) -> Assigned:
         """The assignment of the batch that the loss has just seen, forgotten afterwards.
@@ -225,6 +222,24 @@ def commit(stage: Path, folder: Path) -> None:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     _move_in(stage.replace(folder / _COMPLETE), folder)
+
+
+@contextmanager
+def staged(trainer: Any) -> Iterator[None]:
+    """Let Ultralytics write its checkpoints into a folder beside them, then move them all into place.
+
+    Args:
+        trainer: its ``wdir``, ``last`` and ``best`` point into the stage meanwhile.
+    """
+    weights, last, best = trainer.wdir, trainer.last, trainer.best
+    stage = weights / PARTIAL
+    shutil.rmtree(stage, ignore_errors=True)
+    trainer.wdir, trainer.last, trainer.best = stage, stage / last.name, stage / best.name
+    try:
+        yield
+    finally:
+        trainer.wdir, trainer.last, trainer.best = weights, last, best
+    commit(stage, weights)
 
 
 def recover(folder: Path, forward: bool = True) -> None:

@@ -21,6 +21,7 @@ from yolokd.classes import ClassMap, shorten
 from yolokd.compat.checkpoint import restricted_loading
 from yolokd.compat.dataset import check_data
 from yolokd.compat.offline import no_font_download
+from yolokd.compat.refusals import first_line
 from yolokd.errors import UserError
 
 Array = NDArray[np.float64]
@@ -113,7 +114,7 @@ class CollectingValidator(DetectionValidator):  # type: ignore[misc]  # Ultralyt
             loader = super().get_dataloader(dataset_path, batch_size)
         except (FileNotFoundError, AssertionError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"No usable images for split={self.args.split}: {_first_line(error)}",
+                f"No usable images for split={self.args.split}: {first_line(error)}",
                 "Point the data YAML's split at a folder of images (with a labels folder beside it).",
             ) from error
         if not len(loader.dataset):
@@ -170,10 +171,6 @@ class CollectingValidator(DetectionValidator):  # type: ignore[misc]  # Ultralyt
         x, y, w, h = label["bboxes"].astype(np.float64).reshape(-1, 4).T
         corners = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 1)
         return corners * [width, height, width, height], label["cls"].reshape(-1).astype(np.int64)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _class_lookup(

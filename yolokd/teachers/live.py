@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from yolokd.compat.checkpoint import head_info
 from yolokd.compat.training import branches, freeze
+from yolokd.errors import UserError
 from yolokd.predictions import HeadInfo, Predictions
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_OUTPUTS = {"scores": "class scores", "boxes": "boxes", "feats": "features"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -96,3 +97,29 @@ class LiveTeacher:
         # Autocast would convert again what is in the wanted precision already.
         with torch.autocast(images.device.type, enabled=False):
             return branches(self._model(images))[0]
+
+
+def refuse_not_finite(predictions: Predictions, teacher: Teacher) -> None:
+    """Name the outputs of a teacher that hold NaN or Inf.
+
+    Raises:
+        UserError: some do.
+    """
+    broken = [said for name, said in _OUTPUTS.items() if not _finite(getattr(predictions, name))]
+    if not broken:
+        return
+    # A checkpoint with NaN in it is broken; one without may only be too narrow a number format.
+    dtype = teacher.dtype if isinstance(teacher, LiveTeacher) else torch.float32
+    low = isinstance(teacher, LiveTeacher) and dtype != torch.float32 and _finite(teacher.model.state_dict().values())
+    raise UserError(
+        f"teacher={teacher.name}: its {' and '.join(broken)} hold NaN or Inf on training images"
+        + (f" in {str(dtype).removeprefix('torch.')}." if low else "."),
+        "Try teacher_precision=fp32."
+        if low
+        else "Take another checkpoint: this one learned nothing that can be taught.",
+    )
+
+
+def _finite(output: Any) -> bool:
+    tensors = [] if output is None else [output] if isinstance(output, Tensor) else output
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
