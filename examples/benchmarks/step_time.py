@@ -110,14 +110,16 @@ def measure(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[s
             if turn >= 2:  # two rounds to warm up
                 times[name].append(time.perf_counter() - start)
     return {
-        name: {"median": statistics.median(t), "min": min(t), "max": max(t), "peak_gib": peak.get(name, float("nan"))}
+        name: {"median": statistics.median(t), "min": min(t), "max": max(t)}
+        | ({"peak_gib": peak[name]} if name in peak else {})
         for name, t in times.items()
     }
 
 
 def report(found: dict[str, dict[str, float]], device: torch.device) -> None:
     for name, row in found.items():
-        print(f"{name:8} {row['median']:.3f} s  ({row['min']:.3f} to {row['max']:.3f})  peak {row['peak_gib']:.2f} GiB")
+        peak = f"  peak {row['peak_gib']:.2f} GiB" if "peak_gib" in row else ""
+        print(f"{name:8} {row['median']:.3f} s  ({row['min']:.3f} to {row['max']:.3f}){peak}")
     plain, native, ours, teacher = (found[n]["median"] for n in ("plain", "native", "yolokd", "teacher"))
     print(f"native/yolokd {native / ours:.2f}   yolokd/(plain + teacher) {ours / (plain + teacher):.2f}")
     print(f"native/plain {native / plain:.2f}   yolokd/plain {ours / plain:.2f}")
@@ -147,7 +149,8 @@ def main(*options: str) -> None:
     print(yaml.safe_dump(asked, sort_keys=False))
     report(found, device)
     if asked["out"]:
-        Path(asked["out"]).write_text(json.dumps({"settings": asked, "seconds": found}, indent=1))
+        out = Path(asked.pop("out"))
+        out.write_text(json.dumps({"settings": asked, "seconds": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
