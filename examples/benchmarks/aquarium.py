@@ -17,16 +17,13 @@ from yolokd.trainer import DistillationTrainer
 ARMS = {
     "plain": None,
     "native": None,
-    "yolokd": {},
-    "response": {"losses": {"cls": 1, "box": 1.5}},
+    "yolokd": {},  # the default recipe; it is what strong-cwd3 says since that was chosen
     "response-strong": {"losses": {"cls": 3, "box": 5}},
     "strong": {"losses": {"cls": 3, "box": 5, "cwd": 1}},
     "strong-cosine": {"losses": {"cls": 3, "box": 5, "cwd": 1}, "schedule": "cosine"},
     "strong-cwd3": {"losses": {"cls": 3, "box": 5, "cwd": 3}},
-    "stronger": {"losses": {"cls": 6, "box": 10}},
-    "cwd": {"losses": {"cwd": 3}},
-    "response-strong-cosine": {"losses": {"cls": 3, "box": 5}, "schedule": "cosine"},
-    "response-strong-close4": {"losses": {"cls": 3, "box": 5}, "kd_close": 4},
+    "strong-cwd10": {"losses": {"cls": 3, "box": 5, "cwd": 10}},
+    "mild-cwd10": {"losses": {"cls": 1, "box": 1.5, "cwd": 10}},
 }
 
 

@@ -40,6 +40,14 @@ def test_step_time(capsys: Any) -> None:
     assert "yolokd/(plain + teacher)" in said
 
 
+def test_summary_of_the_stored_results(capsys: Any) -> None:
+    run("benchmarks/summary.py", EXAMPLES / "benchmarks/results/aquarium.csv")
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "+0.00 (+0.00, +0.00, +0.00)" in lines["plain"]
+    assert "3 seed(s)" in lines["strong-cwd3"]
+    assert "95 % interval" in lines["strong-cwd3"]
+
+
 def test_aquarium_continues_where_it_stopped(
     toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path, runs_here: Path
 ) -> None:

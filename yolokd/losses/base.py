@@ -89,7 +89,7 @@ LOSSES: dict[str, LossInfo] = {
             paper="Channel-wise Knowledge Distillation (Shu et al., ICCV 2021)",
             link="https://arxiv.org/abs/2011.13256",
             needs=frozenset({"feats"}),
-            gain=1.0,
+            gain=3.0,
             summary="where each channel of the pyramid looks",
         ),
     )

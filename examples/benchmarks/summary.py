@@ -1,0 +1,30 @@
+"""Sum up the CSV of aquarium.py: mean an arm, and its paired difference to plain with a 95 % t interval over seeds.
+
+python examples/benchmarks/summary.py examples/benchmarks/results/aquarium.csv [column]
+"""
+
+import csv
+import statistics
+import sys
+from pathlib import Path
+
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 % t quantiles by number of seeds
+
+
+def main(table: str, column: str = "both_map") -> None:
+    runs: dict[str, dict[str, float]] = {}
+    for row in csv.DictReader(Path(table).read_text(encoding="utf-8").splitlines()):
+        runs.setdefault(row["arm"], {})[row["seed"]] = 100 * float(row[column])
+    for arm, by_seed in runs.items():
+        shared = sorted(set(by_seed) & set(runs["plain"]))
+        gains = [by_seed[seed] - runs["plain"][seed] for seed in shared]
+        line = f"{arm:16} {len(by_seed)} seed(s)  mean {statistics.mean(by_seed.values()):5.1f}"
+        line += f"  to plain {statistics.mean(gains):+.2f} ({', '.join(f'{gain:+.2f}' for gain in gains)})"
+        if len(gains) in T95:
+            half = T95[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
+            line += f"  95 % interval {statistics.mean(gains) - half:+.2f} to {statistics.mean(gains) + half:+.2f}"
+        print(line)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
