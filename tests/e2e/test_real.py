@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from ultralytics import YOLO
 
 from tests.conftest import save_detector
@@ -81,7 +82,8 @@ def test_it_loads_and_exports_where_yolokd_is_not_installed(run: Path, name: str
 
 def test_yolo11x_as_teacher(coco8: Path, shared: Path, tmp_path: Path) -> None:
     """Random weights: this shows that widths, strides and bins of the largest model fit, not that it teaches."""
-    teacher = save_detector("yolo11x.yaml", tmp_path / "yolo11x.pt")
+    names = yaml.safe_load(coco8.read_text())["names"]
+    teacher = save_detector("yolo11x.yaml", tmp_path / "yolo11x.pt", names)
     words = f"train teacher={teacher} student={shared / 'weights/yolo11n_from_int8.pt'} data={coco8} epochs=1 imgsz=96"
     assert main(f"{words} batch=4 device=cpu project={tmp_path} name=x plots=False val=False".split()) == 0
     with (tmp_path / "x" / "results.csv").open() as file:
@@ -89,10 +91,12 @@ def test_yolo11x_as_teacher(coco8: Path, shared: Path, tmp_path: Path) -> None:
     assert float(row["train/kd_cwd_loss"]) > 0
 
 
-def test_compile(coco8: Path, shared: Path, tmp_path: Path) -> None:
+def test_compile(coco8: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled student is the plain one: distillation stands in the criterion, outside the graph."""
     if sys.platform != "linux" or shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    # A cache of its own: the common one keeps a torn file where an earlier compilation was killed.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     words = f"train teacher={shared / 'weights/yolov8s.pt'} student={shared / 'weights/yolo11n_from_int8.pt'} "
     words += f"data={coco8} epochs=1 imgsz=64 batch=4 device=cpu compile=True project={tmp_path} name=c plots=False"
     assert main(words.split()) == 0
