@@ -2,8 +2,8 @@
 
 An export that runs is not yet an export that detects the same. Each file is loaded again, and its boxes on real images
 are compared with the PyTorch model's, each after its own non-maximum suppression at the same confidence. A box whose
-confidence lies at the threshold may appear in one and not in the other. OpenVINO computes in bfloat16 on a processor
-that can, so its boxes differ by a few pixels where those of other float formats agree to thousandths.
+confidence lies at the threshold may appear in one and not in the other. A runtime may choose a
+narrower number format than the file's: OpenVINO's boxes differed by up to 2 pixels on a processor with bfloat16.
 """
 
 from __future__ import annotations
