@@ -22,6 +22,10 @@ import yaml
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--renew-golden", action="store_true", help="write tests/losses/golden.json anew, then compare")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real data and weights; the tests that need them are skipped where the folder is missing."""

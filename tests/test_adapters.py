@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from tests.helpers import pair, predictions
-from yolokd.adapters import PyramidAdapter, add_to_optimizer, average_gradients
+from yolokd.adapters import (
+    PyramidAdapter,
+    adapted_rows,
+    add_to_optimizer,
+    average_gradients,
+    product_dtype,
+    rows,
+)
 
 
 def test_one_bias_free_convolution_a_level() -> None:
@@ -23,6 +30,40 @@ def test_widths_come_out_as_the_teacher_has_them() -> None:
 def test_other_number_of_levels_is_refused() -> None:
     with pytest.raises(ValueError, match="3 student levels against 2 teacher levels"):
         PyramidAdapter((1, 2, 3), (1, 2))
+
+
+def test_a_bias_begins_at_zero_and_changes_no_weight() -> None:
+    torch.manual_seed(0)
+    plain = PyramidAdapter((4, 6), (8, 10))
+    torch.manual_seed(0)
+    biased = PyramidAdapter((4, 6), (8, 10), bias=True)
+    assert plain.biases == [None, None]
+    assert [b.tolist() for b in biased.biases if b is not None] == [[0.0] * 8, [0.0] * 10]
+    assert all(torch.equal(a, b) for a, b in zip(plain.weights, biased.weights, strict=True))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_adapted_rows_are_the_convolution(layout: torch.memory_format) -> None:
+    adapter = PyramidAdapter((4,), (8,), bias=True)
+    torch.nn.init.normal_(next(b for b in adapter.biases if b is not None))
+    x = torch.randn(2, 4, 3, 5).to(memory_format=layout)
+    found = adapted_rows(rows(x), adapter.weights[0], adapter.biases[0], torch.float32)
+    torch.testing.assert_close(found, rows(adapter([x])[0]))
+    assert rows(x)[5 * 3 + 2].tolist() == x[1, :, 0, 2].tolist()  # image 1 begins at 15
+
+
+def test_the_rows_of_channels_last_are_no_copy() -> None:
+    x = torch.randn(2, 4, 3, 5).to(memory_format=torch.channels_last)
+    assert rows(x).data_ptr() == x.data_ptr()
+
+
+def test_products_are_as_precise_as_the_teacher() -> None:
+    formats = [torch.float32, torch.float16, torch.bfloat16]
+    assert [product_dtype(torch.zeros(1, dtype=d)) for d in formats] == [torch.float32, torch.float32, torch.bfloat16]
+    x, weight = torch.randn(50, 16), torch.randn(8, 16)
+    exact, low = (adapted_rows(x, weight, None, d) for d in (torch.float32, torch.bfloat16))
+    assert low.dtype is torch.float32
+    assert (low - exact).norm() / exact.norm() < 2**-7
 
 
 def plain_groups() -> list[dict[str, object]]:

@@ -42,6 +42,30 @@ def good(toy_teacher: Path, toy_student: Path, toy_data: Path, **changes: str) -
         ({"student": "yolo11n-seg.yaml"}, "a segmenter", "must be a detector"),
         ({"data": "nowhere.yaml"}, "data=nowhere.yaml: no such file", "data YAML"),
         ({"model": "other.pt"}, "differ", "Keep one"),
+        # the loss library
+        ({"losses": "cls,corsskd"}, "'corsskd' is not a loss", "Did you mean crosskd?"),
+        ({"losses": "sp", "batch": "1"}, "The loss sp compares the images of a batch", "batch=2"),
+        ({"losses": "sp", "batch": "4", "device": "0,1,2,3"}, "batch=4 is 1 on each of 4 devices", "batch=8"),
+        ({"losses": "crosskd", "crosskd.depth": "5"}, "crosskd.depth is 5; it must be from 1 to 2", "yolokd losses"),
+        ({"losses": "mgd", "mgd.ratio": "1"}, "mgd.ratio is 1.0", "yolokd losses"),
+        ({"losses": "cls,crd", "crd.temperature": "0"}, "crd.temperature is 0.0", "yolokd losses"),
+        ({"losses": "cls,rkd", "mgd.ratio": "0.5"}, "mgd is not among the losses", "Add mgd"),
+        ({"taps": "4,x"}, "taps=4,x is not a list of layers", "taps=STUDENT:TEACHER"),
+        ({"taps": "4:6"}, "layer 4 of the student has stride 8, layer 6 of the teacher 16", "layers of one stride"),
+        ({"taps": "4,99"}, "there is no layer 99", "one feature map"),
+        ({"taps": "23:21"}, "student: layer 23 is the head of the model", "one feature map"),
+        ({"taps": "16:22"}, "teacher: layer 22 is the head of the model", "one feature map"),
+        ({"taps": "4,6,10", "losses": "crosskd"}, "no loss looks at layers", "cwd"),
+        ({"taps": "4,6,10", "losses": "cls"}, "no loss looks at layers", "cwd"),
+        ({"balance": "0.1", "compile": "True"}, "balance= compares gradients", "Leave out compile="),
+        ({"balance": "2"}, "balance=2 is not a share", "balance=0.1"),
+        ({"balance": "0.1", "losses": "cls:1,box"}, "losses= sets them too", "losses=cls,box"),
+        ({"balance": "0.1", "losses": "none"}, "there are no losses", "balance="),
+        ({"guard": "maybe"}, "guard=maybe is neither on nor off", "guard=off"),
+        ({"guard_patience": "0"}, "guard_patience=0", "1, 2, 3"),
+        ({"refine_epochs": "1"}, "refine_epochs=1 with epochs=1: every gain is zero", "below 1"),
+        ({"refine_epochs": "1", "epochs": "9", "time": "0.5"}, "with time=0.5 nobody knows", "leave out refine_epochs"),
+        ({"refine_epochs": "1", "kd_close": "1", "epochs": "9"}, "both end distillation early", "Keep one"),
     ],
 )
 def test_bad_input(
@@ -86,6 +110,11 @@ def other_classes(file: Path, good_file: Path) -> str:
     return "No class of the teacher (cat) is a class of the data (red, green, blue)"
 
 
+def one_class(file: Path, good_file: Path) -> str:
+    save_detector("yolov8n.yaml", file, {0: "red"})
+    return "The loss kd compares classes with one another and needs 2; teacher and data share 1"
+
+
 class Marks:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -99,7 +128,7 @@ def malicious(file: Path, good_file: Path) -> str:
     return f"references {os.system.__module__}.system"
 
 
-@pytest.mark.parametrize("make", [no_checkpoint, truncated, classifier, nan, other_classes, malicious])
+@pytest.mark.parametrize("make", [no_checkpoint, truncated, classifier, nan, other_classes, one_class, malicious])
 def test_a_teacher_that_cannot_serve(
     refused: Callable[..., tuple[str, str]],
     toy_teacher: Path,
@@ -110,7 +139,7 @@ def test_a_teacher_that_cannot_serve(
 ) -> None:
     file = tmp_path / "bad.pt"
     problem = make(file, toy_teacher)
-    first, _ = refused(*good(toy_teacher, toy_student, toy_data, teacher=str(file)))
+    first, _ = refused(*good(toy_teacher, toy_student, toy_data, teacher=str(file), losses="box,cls,kd"))
     assert problem in first
     assert not (tmp_path / "ran").exists()
 

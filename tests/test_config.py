@@ -9,6 +9,7 @@ import yaml
 from yolokd.config import DistillConfig, build_config, check_against_epochs, split_keys
 from yolokd.errors import UserError
 from yolokd.losses.base import DEFAULT_LOSSES, LOSSES
+from yolokd.values import GUARD_PATIENCE
 
 
 def refusal(ours: dict[str, Any]) -> UserError:
@@ -21,7 +22,10 @@ def test_defaults_are_the_measured_recipe() -> None:
     config = build_config({"teacher": "t.pt"})
     assert config.losses == DEFAULT_LOSSES
     assert config.schedule == "constant"
-    assert config.kd_close == 0
+    assert config.kd_close == config.refine_epochs == config.closing == 0
+    assert config.balance is None
+    assert config.guard_patience == GUARD_PATIENCE
+    assert config.taps == ()
     assert config.teacher_precision == "auto"
     assert not config.trust
 
@@ -67,10 +71,20 @@ def test_losses_as_text_list_and_mapping(written: Any, losses: dict[str, float])
         ({"schedule": "linear"}, "schedule=linear", "constant and cosine"),
         ({"teacher_precision": "int8"}, "teacher_precision=int8", "bf16"),
         ({"kd_close": -1}, "kd_close=-1", "epochs"),
-        ({"kd_close": 1.5}, "kd_close=1.5", "epochs"),
+        ({"refine_epochs": -2}, "refine_epochs=-2", "epochs"),
+        ({"kd_close": 3, "refine_epochs": 2}, "kd_close and refine_epochs both", "Keep one of the two"),
+        ({"balance": 2}, "balance=2", "at most 1"),
+        ({"balance": 0.1, "losses": "cls:1,box"}, "balance= sets the gains", "losses=cls,box"),
+        ({"balance": 0.1, "losses": "none"}, "there are no losses", "leave out balance="),
+        ({"guard": "maybe"}, "guard=maybe", "guard=off"),
+        ({"guard_patience": 0}, "guard_patience=0", "1, 2, 3"),
+        ({"taps": "4:"}, "taps=4:", "taps=STUDENT:TEACHER"),
+        ({"taps": "4,6", "losses": "cls,box"}, "no loss looks at layers", "Losses that do: "),
+        ({"losses": "cls,corsskd"}, "'corsskd' is not a loss", "Did you mean crosskd?"),
+        ({"losses": "mdg"}, "'mdg' is not a loss", "Did you mean mgd?"),
+        ({"losses": "fitnet"}, "'fitnet' is not a loss", "Did you mean fitnets?"),
         ({"trust": "yes"}, "trust=yes", "trust=True"),
         ({"class_map": "motorbike"}, "class_map=motorbike", "TEACHER:STUDENT"),
-        ({"class_map": "a:b,a:c"}, "class_map=a:b,a:c", "TEACHER:STUDENT"),
         ({"teacher": None}, "teacher= is missing", "losses=none"),
     ],
 )
@@ -92,12 +106,6 @@ def test_a_plain_run_needs_no_teacher() -> None:
     assert build_config({"losses": "none"}).teacher == ""
 
 
-def test_class_map_as_text_and_mapping() -> None:
-    wanted = {"motorbike": "motorcycle", "traffic light": "lamp"}
-    assert build_config({"teacher": "t", "class_map": "motorbike:motorcycle, traffic light:lamp"}).class_map == wanted
-    assert build_config({"teacher": "t", "class_map": wanted}).class_map == wanted
-
-
 FULL = {
     "teacher": "big.pt",
     "losses": "cls:0.5,cwd:2",
@@ -110,13 +118,62 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("ours", [FULL, {"teacher": "t.pt"}, {"losses": "none"}])
+NEW: list[dict[str, Any]] = [
+    {"balance": 0.1, "losses": "cls,mgd", "mgd.ratio": 0.5},
+    {"balance": 1},
+    {"balance": 1e-5},
+    {"guard": "off"},
+    {"guard_patience": 7},
+    {"taps": (4, 6, 10), "losses": "cwd:2"},
+    {"taps": 4, "balance": 0.2, "refine_epochs": 3, "guard": False, "losses": "at"},
+    {"taps": "4:4,6:6,10:9", "losses": "cls:1,fitnets:2"},
+    {"refine_epochs": 3},
+]
+
+
+@pytest.mark.parametrize("ours", [FULL, {}, {"losses": "none"}, {"losses": "none", "guard": "off"}, *NEW])
 def test_round_trips(ours: dict[str, Any]) -> None:
-    config = build_config(ours)
+    config = build_config({"teacher": "t.pt", **ours})
     through_json = DistillConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     through_yaml = DistillConfig.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())))
     as_recipe = build_config(split_keys(yaml.safe_load(config.to_yaml()))[0])
     assert through_json == through_yaml == as_recipe == config
+
+
+def test_layers_come_back_as_they_were_paired() -> None:
+    config = build_config({"teacher": "t.pt", "taps": "4:4,10:9"})
+    assert config.taps == DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))).taps == ((4, 4), (10, 9))
+    assert "taps: 4:4,10:9\n" in config.to_yaml()
+    one = build_config({"teacher": "t.pt", "taps": "4:6"})
+    assert yaml.safe_load(one.to_yaml())["taps"] == "4:6"  # bare, YAML 1.1 takes it for 4 minutes 6 seconds
+
+
+def test_the_recipe_of_a_balanced_run_names_no_gains() -> None:
+    recipe = yaml.safe_load(build_config({"teacher": "t.pt", "losses": "cls,mgd", "balance": 0.1}).to_yaml())
+    assert (recipe["losses"], recipe["balance"]) == ("cls,mgd", 0.1)
+
+
+def test_settings_of_before_these_keys_still_load() -> None:
+    """``distill.pt`` of a run that began before there were a guard, balance and taps."""
+    old = {
+        "teacher": "t.pt",
+        "losses": {"cls": 3.0, "cwd": 1.0},
+        "loss_options": {"cwd": {"temperature": 2.0}},
+        "schedule": "cosine",
+        "kd_close": 2,
+        "teacher_precision": "fp32",
+        "class_map": {"a": "b"},
+        "trust": True,
+    }
+    config = DistillConfig.from_dict(old)
+    assert {key: config.to_dict()[key] for key in old} == old
+    assert config.guard_patience is None  # the run goes on as it began
+    assert (config.refine_epochs, config.balance, config.taps, config.closing) == (0, None, (), 2)
+
+
+def test_a_key_of_a_later_version_is_an_error() -> None:
+    with pytest.raises(TypeError, match="later"):
+        DistillConfig.from_dict({"teacher": "t.pt", "losses": {}, "later": 1})
 
 
 def test_an_integer_option_becomes_the_type_of_its_default() -> None:
@@ -125,9 +182,24 @@ def test_an_integer_option_becomes_the_type_of_its_default() -> None:
     assert isinstance(value, float)
 
 
-def test_kd_close_must_leave_an_epoch() -> None:
-    config = build_config({"teacher": "t", "kd_close": 3})
+@pytest.mark.parametrize("key", ["kd_close", "refine_epochs"])
+def test_the_end_without_distillation_must_leave_an_epoch(key: str) -> None:
+    config = build_config({"teacher": "t", key: 3})
+    assert config.closing == 3
     check_against_epochs(config, 4)
-    with pytest.raises(UserError, match="zero throughout"):
-        check_against_epochs(config, 3)
+    for epochs in (3, 2):
+        with pytest.raises(UserError, match=f"{key}=3 with epochs={epochs}: every gain is zero throughout") as caught:
+            check_against_epochs(config, epochs)
+        assert f"{key} must be below {epochs}" in caught.value.remedy
+
+
+@pytest.mark.parametrize("key", ["kd_close", "refine_epochs"])
+def test_epochs_at_the_end_need_a_known_end(key: str) -> None:
+    with pytest.raises(UserError, match=rf"{key}=3 counts epochs, and with time=0\.5 nobody knows") as caught:
+        check_against_epochs(build_config({"teacher": "t", key: 3}), 100, 0.5)
+    assert f"leave out {key}" in caught.value.remedy
+    check_against_epochs(build_config({"teacher": "t"}), 100, 0.5)
+
+
+def test_a_plain_run_may_close_as_early_as_it_likes() -> None:
     check_against_epochs(build_config({"losses": "none", "kd_close": 3}), 3)

@@ -11,13 +11,16 @@ from ultralytics.utils import DEFAULT_CFG
 
 from tests.conftest import NAMES
 from tests.helpers import assignment
+from yolokd.balance import Balance
 from yolokd.classes import ClassMap
 from yolokd.compat.checkpoint import head_info
 from yolokd.criterion import DistillationCriterion, weigh_unlabelled
 from yolokd.errors import UserError
+from yolokd.guard import Guard
 from yolokd.losses.base import LOSSES, build_losses
 from yolokd.predictions import Pair, Predictions
 from yolokd.schedule import Schedule
+from yolokd.taps import StudentTaps, entry_depth, tapped_pair
 from yolokd.teachers.live import LiveTeacher
 
 GAINS = {"cls": 1.0, "box": 1.5, "cwd": 2.0}
@@ -45,14 +48,24 @@ def make(
     teacher: str = "yolov8n.yaml",
     gains: dict[str, float] = GAINS,
     teacher_names: dict[int, str] = NAMES,
+    share: float | None = None,
+    taps: tuple[tuple[int, int], ...] = (),
+    guard: int | None = None,
     **schedule: Any,
 ) -> tuple[DetectionModel, DistillationCriterion]:
     model = detector(student, 0)
     live = LiveTeacher(detector(teacher, 1, teacher_names), torch.device("cpu"), "fp32")
-    losses = build_losses(gains, {}, Pair(head_info(model), live.info), 0)
+    pair = Pair(head_info(model), live.info)
+    losses = build_losses(gains, {}, pair, 0, tapped_pair(pair, model, live.model, taps))
     classes = ClassMap.by_name(teacher_names, NAMES)
     plan = Schedule(**{"kind": "constant", "epochs": 10, "warmup": 0, **schedule})
-    criterion = DistillationCriterion(model.init_criterion(), live, losses, gains, classes, (8, 16, 32), plan)
+    depth = entry_depth(losses)
+    live.open([t for _, t in taps], depth)
+    criterion = DistillationCriterion(
+        *(model.init_criterion(), live, losses, classes, (8, 16, 32), plan, Balance(share, gains)),
+        guard=Guard(guard),
+        taps=StudentTaps(model, [s for s, _ in taps], depth),
+    )
     model.criterion = criterion
     return model.train(), criterion
 
@@ -231,8 +244,126 @@ def test_unlabelled_images_are_weighed_by_the_teacher() -> None:
     assert weighed.normalizer.item() == pytest.approx(0.8 * 3 + 0.5)
 
 
-def test_every_loss_of_the_table_reaches_the_items() -> None:
+def test_every_loss_of_the_table_reaches_the_items_and_the_student() -> None:
     gains = {name: info.gain for name, info in LOSSES.items()}
     model, criterion = make(gains=gains)
-    _, items = criterion(model(batch()["img"]), batch())
+    total, items = criterion(model(batch()["img"]), batch())
     assert {f"kd_{name}_loss" for name in LOSSES} <= set(items)
+    assert items["kd_adv_accuracy"] > 0
+    # From the detection loss on, a value a loss, in the table's order; each reaches the student's first layer.
+    first = next(model.parameters())
+    for position, name in enumerate(gains):
+        (gradient,) = torch.autograd.grad(total[3 + position], first, retain_graph=True)
+        # The teacher's box may be the worse one everywhere (random weights), and a fresh context block is the identity.
+        assert gradient.abs().sum() > 0 or name in ("box", "iou"), name
+
+
+def test_balance_sets_the_gradient_on_the_neck_to_the_share() -> None:
+    model, criterion = make(gains={"cls": 1.0, "cwd": 1.0}, share=0.1)
+    data = batch()
+    preds = model(data["img"])
+    criterion.begin_epoch(0, 4, criterion.schedule)
+    total, _ = criterion(preds, data)
+    norms = []
+    for loss in (total[:3].sum(), total[3], total[4]):
+        grads = torch.autograd.grad(loss, preds["feats"], retain_graph=True)
+        norms.append(torch.cat([g.flatten() for g in grads]).norm().item())
+    assert [norms[1] / norms[0], norms[2] / norms[0]] == pytest.approx([0.1, 0.1], rel=1e-3)
+    columns = criterion.balance.columns()
+    assert columns["balance/cls_gain"] == criterion.gains["cls"] != 1.0
+    assert columns["balance/cls_share"] == pytest.approx(0.1)
+    assert -1 <= columns["balance/cwd_cosine"] <= 1
+
+
+def test_fixed_gains_are_watched_and_a_term_that_dominates_is_named() -> None:
+    model, criterion = make(gains={"cls": 1000.0})
+    criterion.begin_epoch(0, 4, criterion.schedule)
+    criterion(model(batch()["img"]), batch())
+    assert criterion.gains == {"cls": 1000.0}
+    (warning,) = criterion.end_epoch(0.5)
+    assert "cls dominates" in warning
+    assert criterion.end_epoch(0.5) == []
+
+
+def test_nothing_is_measured_where_it_is_not_to_watch() -> None:
+    model, criterion = make(gains={"cls": 1000.0})
+    criterion.watch = False
+    criterion.begin_epoch(0, 4, criterion.schedule)
+    criterion(model(batch()["img"]), batch())
+    assert criterion.end_epoch(0.5) == []
+    assert criterion.balance.columns()["balance/cls_share"] == 0
+
+
+def test_taps_compare_the_backbone_and_leave_the_neck_alone() -> None:
+    model, criterion = make(gains={"cls": 1.0, "cwd": 1.0}, taps=((4, 4), (6, 6)))
+    adapters = [tuple(conv.weight.shape[:2]) for conv in criterion.losses["cwd"].adapter.levels]
+    assert adapters == [(64, 128), (128, 128)]  # YOLOv8n after layers 4 and 6, YOLO11n there
+    criterion.begin_epoch(0, 4, criterion.schedule)
+    total, _ = criterion(model(batch()["img"]), batch())
+    layers = {i: next(p for n, p in model.named_parameters() if n.startswith(f"model.{i}.")) for i in (4, 6, 8, 16)}
+    found = dict(zip(layers, torch.autograd.grad(total[4], list(layers.values()), allow_unused=True), strict=True))
+    assert found[4].abs().sum() > 0
+    assert found[6].abs().sum() > 0
+    assert not any(found[layer] is not None and found[layer].any() for layer in (8, 16))
+    # The share of the term is measured where it acts.
+    assert criterion.balance.columns()["balance/cwd_share"] > 0
+
+
+def test_crosskd_goes_through_the_teachers_head_into_the_students() -> None:
+    model, criterion = make(gains={"crosskd": 1.0})
+    criterion(model(batch()["img"]), batch())[0][3:].sum().backward()
+    head = model.model[-1]
+    assert head.cv2[0][0].conv.weight.grad.abs().sum() > 0
+    assert head.cv3[0][0][0].conv.weight.grad.abs().sum() > 0
+    assert not head.cv2[0][1].conv.weight.grad.any()  # behind the door it is the teacher's head that answers
+    assert all(p.grad is None for p in criterion.teacher.model.parameters())  # type: ignore[attr-defined]
+
+
+def test_crosskd_maps_the_classes_behind_the_door() -> None:
+    shuffled = {0: "blue", 1: "dog", 2: "red"}
+    model, criterion = make(gains={"crosskd": 1.0}, teacher_names=shuffled)
+    seen: list[tuple[Any, ...]] = []
+    criterion.losses["crosskd"].class_loss.register_forward_pre_hook(
+        lambda module, args: seen.append((args[0].scores, args[1].scores))
+    )
+    criterion(model(batch()["img"]), batch())
+    cross, own = seen[0]
+    assert cross.shape == own.shape == (2, 2, 84)  # red and blue
+
+
+def test_the_guard_lets_the_teacher_rest() -> None:
+    model, criterion = make(gains={"cls": 1.0}, guard=2)
+    values = {0: (0.3, 4.0), 1: (0.2, 3.0), 2: (0.2, 2.0)}
+    said = []
+    for epoch, (fitness, value) in values.items():
+        criterion.begin_epoch(epoch, 1, criterion.schedule)
+        criterion(model(batch()["img"]), batch())
+        criterion._sums["cls"] = torch.tensor(value)
+        said += criterion.end_epoch(fitness)
+    assert len([line for line in said if "Over-distillation" in line]) == 1
+    state = criterion.state()
+    items = []
+    for epoch in (3, 8):
+        criterion.begin_epoch(epoch, 1, criterion.schedule)
+        items.append(criterion(model(batch()["img"]), batch())[1]["kd_cls_loss"].item())
+    assert items[0] > 0
+    assert items[1] == 0
+    other = make(gains={"cls": 1.0}, guard=2)[1]
+    other.load(state)
+    assert other.guard.factor(8) == 0
+
+
+def test_the_guard_does_not_count_the_ramp_nor_an_adversary() -> None:
+    model, criterion = make(gains={"adv": 1.0}, guard=1)
+    for epoch, fitness in ((0, 0.3), (1, 0.2), (2, 0.1)):
+        criterion.begin_epoch(epoch, 1, criterion.schedule)
+        criterion(model(batch()["img"]), batch())
+        criterion._sums["adv"] = torch.tensor(1.0 - epoch / 4)
+        assert not [line for line in criterion.end_epoch(fitness) if "Over-distillation" in line]
+    ramped = make(gains={"cls": 1.0}, guard=1, warmup=3)[1]
+    for epoch, fitness in ((0, 0.3), (1, 0.2), (2, 0.1)):
+        ramped.begin_epoch(epoch, 1, ramped.schedule)
+        ramped.epoch, ramped._sums, ramped._counted = epoch + 1.0, {"cls": torch.tensor(1.0 - epoch / 4)}, 1
+        assert ramped.end_epoch(fitness) == []
+    ramped.begin_epoch(3, 1, ramped.schedule)
+    assert ramped.guard._best == 0  # the ramp's results are no best to compare with

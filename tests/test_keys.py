@@ -7,7 +7,7 @@ import pytest
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolokd.errors import UserError
-from yolokd.keys import OUR_KEYS, known_keys, load_recipe, refuse_native, split_keys
+from yolokd.keys import OUR_KEYS, known_keys, load_recipe, loss_pairs, refuse_native, split_keys
 
 
 def refusal(**overrides: Any) -> UserError:
@@ -21,6 +21,25 @@ def test_keys_are_parted() -> None:
     ours, theirs = split_keys({"teacher": "t.pt", "student": "s.pt", "epochs": 3, "cwd.temperature": 2, "box": 7.0})
     assert ours == {"teacher": "t.pt", "cwd.temperature": 2}
     assert theirs == {"model": "s.pt", "epochs": 3, "box": 7.0}
+
+
+def test_the_keys_of_the_loss_library_are_ours() -> None:
+    asked = {"balance": 0.1, "guard": False, "guard_patience": 5, "refine_epochs": 2, "taps": (4, 6), "mgd.ratio": 0.5}
+    assert split_keys({**asked, "epochs": 3}) == (asked, {"epochs": 3})
+    assert set(asked) - {"mgd.ratio"} <= set(OUR_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("balanse", "balance"),
+        ("gaurd", "guard"),
+        ("guard_patiance", "guard_patience"),
+        ("refine_epoch", "refine_epochs"),
+    ],
+)
+def test_the_keys_of_the_loss_library_are_suggested(wrong: str, right: str) -> None:
+    assert right in refusal(**{wrong: 1}).remedy
 
 
 def test_no_key_of_ours_is_a_key_of_ultralytics() -> None:
@@ -82,6 +101,21 @@ def test_losses_chosen_anew_leave_the_recipes_options_of_others_behind(tmp_path:
     assert split_keys({"recipe": recipe, "student": "other.pt"})[1] == {"model": "other.pt"}
 
 
+def test_a_recipe_may_switch_off_in_yamls_own_words(tmp_path: Path) -> None:
+    text = "teacher: t.pt\nlosses: cls,cwd\nbalance: off\nguard: off\ntaps: 4,6,10\nrefine_epochs: 2\n"
+    recipe = write(tmp_path, text)
+    assert split_keys({"recipe": recipe})[0] == {
+        "teacher": "t.pt",
+        "losses": "cls,cwd",
+        "balance": False,
+        "guard": False,
+        "taps": "4,6,10",
+        "refine_epochs": 2,
+    }
+    above = split_keys({"recipe": recipe, "balance": 0.2, "taps": "off"})[0]
+    assert (above["balance"], above["taps"]) == (0.2, "off")
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -105,4 +139,26 @@ def test_a_missing_recipe_is_named() -> None:
 
 
 def test_options_of_losses_are_known_keys() -> None:
-    assert "cwd.temperature" in known_keys()
+    assert {"cwd.temperature", "mgd.ratio", "crosskd.depth"} <= set(known_keys())
+
+
+@pytest.mark.parametrize(
+    ("written", "pairs"),
+    [
+        ("cls:1,mgd", {"cls": 1.0, "mgd": None}),
+        (" cls : 0.5 , mgd:x", {"cls": 0.5, "mgd": "x"}),
+        (["cls", "mgd:2"], {"cls": None, "mgd": 2.0}),
+        ({"cls": 2, "mgd": None}, {"cls": 2, "mgd": None}),
+        ("none", {}),
+        ("", {}),
+        (None, {}),
+    ],
+)
+def test_losses_are_read_without_judging_them(written: Any, pairs: dict[str, Any]) -> None:
+    assert loss_pairs(written) == pairs
+
+
+@pytest.mark.parametrize("written", ["cls,,mgd", "cls,cls:2", 3])
+def test_losses_that_cannot_be_read(written: Any) -> None:
+    with pytest.raises(ValueError, match=f"losses={written}"):
+        loss_pairs(written)

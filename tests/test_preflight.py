@@ -75,18 +75,11 @@ def test_the_student_takes_the_classes_of_the_data(toy_teacher: Path, toy_data: 
     assert run(toy_teacher, other, toy_data, {"losses": "box"}, single_cls=True).pair.student.names == {0: "item"}
 
 
-def test_another_number_of_levels_is_refused(toy_teacher: Path, toy_data: Path) -> None:
-    error = refusal(toy_teacher, "yolov8n-p2.yaml", toy_data)
-    assert "3 levels (strides 8, 16, 32)" in error.problem
-    assert "4 (strides 4, 8, 16, 32)" in error.problem
-
-
-def test_no_shared_class_is_refused_for_cls_only(toy_student: Path, toy_data: Path, tmp_path: Path) -> None:
+def test_without_a_shared_class_only_the_losses_without_classes_run(
+    toy_student: Path, toy_data: Path, tmp_path: Path
+) -> None:
     teacher = save_detector("yolov8n.yaml", tmp_path / "t.pt", {0: "cat", 1: "dog"})
-    error = refusal(teacher, toy_student, toy_data)
-    assert "cat, dog" in error.problem
-    assert "red, green, blue" in error.problem
-    assert "losses=box,cwd" in error.remedy
+    assert "No class of the teacher (cat, dog)" in refusal(teacher, toy_student, toy_data).problem
     report = run(teacher, toy_student, toy_data, {"losses": "box,cwd"})
     assert report.lines[0] == "classes: 0 of 3 mapped; without a teacher: red, green, blue"
     assert run(teacher, toy_student, toy_data, {"class_map": "cat:red"}).class_map.mapped == 1
@@ -125,8 +118,26 @@ def test_a_plain_run_is_checked_too(toy_student: Path, toy_data: Path, tmp_path:
         preflight_plain(config, {"model": str(toy_student)})
 
 
-def test_an_option_out_of_range_is_refused(toy_teacher: Path, toy_student: Path, toy_data: Path) -> None:
-    assert "cwd.temperature" in refusal(toy_teacher, toy_student, toy_data, {"cwd.temperature": -1}).problem
+def test_what_the_losses_need_is_asked_before_files_are_read() -> None:
+    config = build_config({"teacher": "nowhere.pt", "losses": "sp"})
+    with pytest.raises(UserError, match="The loss sp compares the images of a batch"):
+        preflight(config, {"model": "nowhere.pt", "data": "nowhere.yaml", "batch": 1})
+
+
+def test_layers_are_looked_up_and_their_adapters_counted(toy_teacher: Path, toy_student: Path, toy_data: Path) -> None:
+    ours = {"losses": "cls,cwd", "taps": "4:4,6:6,10:9", "balance": 0.1}
+    report = run(toy_teacher, toy_student, toy_data, ours)
+    assert report.adapter_parameters == 128 * 64 + 128 * 128 + 256 * 256
+    assert report.pair.student.widths == (64, 128, 256)  # the report is about the heads
+    assert "taps=4:6: layer 4" in refusal(toy_teacher, toy_student, toy_data, {"taps": "4:6"}).problem
+
+
+def test_the_teachers_head_is_entered_in_the_trial(toy_teacher: Path, toy_student: Path, toy_data: Path) -> None:
+    report = run(toy_teacher, toy_student, toy_data, {"losses": "cls,crosskd"})
+    # 64 channels in every branch of both heads; these convolutions have a bias
+    assert report.adapter_parameters == 2 * 3 * (64 * 64 + 64)
+    wrong = refusal(toy_teacher, toy_student, toy_data, {"losses": "crosskd", "crosskd.depth": 3})
+    assert wrong.problem == "crosskd.depth is 3; it must be from 1 to 2 with this student."
 
 
 def test_grey_data_needs_a_grey_teacher(toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path) -> None:

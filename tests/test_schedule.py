@@ -27,3 +27,13 @@ def test_cosine_falls_without_a_jump() -> None:
     assert all(0 <= a - b < 0.01 for a, b in pairwise(factors))
     assert factors[0] == 1
     assert factors[-1] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "ramp"), [(10, 3, 3), (10, 0, 0), (2, 3, 1), (1, 3, 0), (10, 2.5, 2.5), (0.5, 3, 0)]
+)
+def test_the_ramp_ends_before_the_last_epoch(epochs: float, warmup: float, ramp: float) -> None:
+    schedule = Schedule("constant", epochs, warmup)
+    assert schedule.ramp == ramp
+    assert schedule(ramp) == (1 if ramp < epochs else 0)
+    assert schedule(ramp * 0.99) < 1 or ramp == 0

@@ -33,6 +33,37 @@ def test_round_trip_continues_exactly(tmp_path: Path) -> None:
     assert torch.equal(fresh["cwd"].weight, expected["cwd"].weight)  # type: ignore[index]
 
 
+def test_the_course_survives(tmp_path: Path) -> None:
+    course = {
+        "balance": {"gains": {"cwd": 2.5}, "measured": {"cwd": [0.1, -0.5]}, "warned": [["cwd", "vanishes"]]},
+        "guard": {"best": None, "best_epoch": 3, "at_best": {"cwd": 0.25}, "fading_from": None},
+    }
+    losses, optimizer = trained(1)
+    sidecar = Sidecar({}, "").with_epoch(0, losses, optimizer, {"guard": "of another epoch"})
+    sidecar.with_epoch(1, losses, optimizer, course).save(tmp_path)
+    loaded = load_sidecar(tmp_path)
+    assert loaded.restore(1, *trained(0)) == course
+    assert loaded.restore(0, *trained(0)) == {"guard": "of another epoch"}
+
+
+def test_a_course_is_not_the_callers_own() -> None:
+    course = {"guard": 1}
+    sidecar = Sidecar({}, "").with_epoch(0, *trained(1), course)
+    course["guard"] = 2
+    assert sidecar.records[0]["course"] == {"guard": 1}
+
+
+def test_a_record_without_a_course_gives_an_empty_one(tmp_path: Path) -> None:
+    losses, optimizer = trained(1)
+    sidecar = Sidecar({}, "").with_epoch(0, losses, optimizer)
+    assert sidecar.restore(0, *trained(0)) == {}
+    old = {key: value for key, value in sidecar.records[0].items() if key != "course"}  # as yolokd 0.1 wrote it
+    Sidecar({}, "", {0: old}).save(tmp_path)
+    fresh, fresh_optimizer = trained(0)
+    assert load_sidecar(tmp_path).restore(0, fresh, fresh_optimizer) == {}
+    assert torch.equal(fresh["cwd"].weight, losses["cwd"].weight)  # type: ignore[index]
+
+
 def test_two_epochs_are_kept_and_a_repeated_one_replaces_the_later(tmp_path: Path) -> None:
     losses, optimizer = trained(1)
     sidecar = Sidecar({}, "")

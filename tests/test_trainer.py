@@ -13,10 +13,10 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import torch_safe_load
 
-from yolokd.config import DistillConfig
 from yolokd.errors import UserError
-from yolokd.sidecar import Sidecar, load_sidecar
-from yolokd.trainer import _ENVIRONMENT, DistillationTrainer
+from yolokd.settings import _ENVIRONMENT
+from yolokd.sidecar import load_sidecar
+from yolokd.trainer import DistillationTrainer
 
 FAST: dict[str, Any] = {"epochs": 3, "imgsz": 64, "batch": 4, "device": "cpu", "plots": False, "workers": 0, "nbs": 4}
 
@@ -49,6 +49,11 @@ def test_the_items_are_logged_and_validation_has_none(trained: DistillationTrain
     for name in ("cls", "box", "cwd"):
         assert float(table[-1][f"train/kd_{name}_loss"]) > 0
     assert not [column for column in table[0] if column.startswith("val/kd_")]
+    # Watched, although the gains are fixed: measured after the ramp, which is two of the three epochs here.
+    assert [float(table[i]["balance/cwd_gain"]) for i in range(3)] == [3.0] * 3
+    assert float(table[0]["balance/cwd_share"]) == 0
+    assert float(table[2]["balance/cwd_share"]) > 0
+    assert -1 <= float(table[2]["balance/cls_cosine"]) <= 1
     assert "kd_cls " in trained.progress_string()
     assert "kd_cls_loss" in trained.loss_names
 
@@ -81,6 +86,13 @@ def test_the_adapters_trained(trained: DistillationTrainer) -> None:
     for key, before in records[1]["losses"].items():
         assert not torch.equal(before, records[2]["losses"][key]), key
     assert all(state["exp_avg"].abs().sum() > 0 for state in records[2]["optimizer"])
+
+
+def test_balance_and_guard_are_saved_with_the_adapters(trained: DistillationTrainer) -> None:
+    assert trained.criterion is not None
+    course = load_sidecar(trained.wdir).records[2]["course"]
+    assert course == trained.criterion.state()
+    assert set(course["balance"]["measured"]) == {"cls", "box", "cwd"}
 
 
 def test_nothing_partial_is_left(trained: DistillationTrainer) -> None:
@@ -140,6 +152,26 @@ def test_auto_batch_counts_the_teacher(
     assert not trainer.model._forward_hooks
 
 
+@pytest.mark.parametrize(("losses", "found", "taken"), [("cls,sp", 1, 2), ("cls,sp", 5, 5), ("cls,cwd", 1, 1)])
+def test_auto_batch_leaves_the_images_that_a_loss_compares(
+    toy_data: Path,
+    toy_student: Path,
+    toy_teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    losses: str,
+    found: int,
+    taken: int,
+) -> None:
+    args = overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher), losses=losses, batch=-1)
+    trainer = DistillationTrainer(overrides=args)
+    trainer.setup_model()
+    trainer.amp = False
+    monkeypatch.setattr(DetectionTrainer, "auto_batch", lambda self: found)
+    assert trainer.auto_batch() == taken
+    assert not trainer.model._forward_hooks
+
+
 def test_workers_take_the_settings_from_the_environment(
     toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,11 +199,6 @@ def test_refusals_leave_no_folder(toy_data: Path, toy_student: Path, tmp_path: P
         with pytest.raises(UserError):
             DistillationTrainer(overrides=overrides(toy_data, toy_student, tmp_path / "runs", **bad))
     assert not (tmp_path / "runs").exists()
-
-
-def test_config_travels_whole() -> None:
-    config = DistillConfig("t.pt", {"cls": 1.0}, {"cwd": {"temperature": 2.0}}, class_map={"a": "b"})
-    assert DistillConfig.from_dict(Sidecar(config.to_dict(), "").config) == config
 
 
 def test_adapters_are_averaged_clipped_and_then_unscaled(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import linecache
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,8 @@ from yolokd.keys import OUR_KEYS, known_keys, refuse_native, refuse_unknown, wit
 
 _HELP = ("help", "-h", "-help", "--help")
 _VERSION = ("version", "-v", "--version")
+# Keys that `none` switches off, which a recipe may have switched on.
+_SWITCHED_OFF = ("losses", "balance", "taps", "guard")
 # Bare words that mean True although their default in Ultralytics is None or stands nowhere.
 _FLAGS = ("half", "int8", "end2end", "nms", "trust")
 # Where Ultralytics raises on purpose when the person at the keyboard made a mistake.
@@ -43,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _COMMANDS[mode](pairs) or 0
     except UserError as error:
         return _fail(error.problem, error.remedy)
+    except BrokenPipeError:  # the reader, `| head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its own exit
+        return 0
     except KeyboardInterrupt:
         print(_stopped(words, pairs, started), file=sys.stderr)
         return 130
@@ -76,7 +82,7 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
             except AssertionError:
                 raise UserError(f"{word} has no value.", "Write key=value without spaces in the value.") from None
             # The grammar reads `none` as None, which Python callers use for "not given".
-            pairs[key] = "none" if key == "losses" and value is None else value
+            pairs[key] = "none" if key in _SWITCHED_OFF and value is None else value
         elif isinstance(DEFAULT_CFG_DICT.get(word), bool) or word in _FLAGS:
             pairs[word] = True
         elif word in DEFAULT_CFG_DICT or word in OUR_KEYS:

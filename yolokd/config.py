@@ -13,6 +13,16 @@ import yaml
 from yolokd.errors import UserError
 from yolokd.keys import OUR_KEYS, known_keys, load_recipe, loss_pairs, refuse_unknown, split_keys
 from yolokd.schedule import SCHEDULES
+from yolokd.values import (
+    GUARD_PATIENCE,
+    Problems,
+    balance_share,
+    class_names,
+    count,
+    guard_patience,
+    like,
+    tapped_layers,
+)
 
 __all__ = [
     "OUR_KEYS",
@@ -37,6 +47,10 @@ class DistillConfig:
         loss_options: loss name to the options that were set, ``{"cwd": {"temperature": 2.0}}``.
         schedule: ``constant`` or ``cosine``.
         kd_close: epochs at the end without distillation.
+        refine_epochs: epochs at the end without distillation and at the final learning rate.
+        balance: the share of the detection loss's gradient that each gain is set to; None keeps the gains.
+        guard_patience: epochs after which the guard fades out what harms the student; None is no guard.
+        taps: pairs of layers, (student, teacher), that losses on features compare; empty is the pyramid.
         teacher_precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         class_map: teacher class name to student class name.
         trust: load checkpoints whose pickle references unknown globals.
@@ -47,9 +61,18 @@ class DistillConfig:
     loss_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     schedule: str = "constant"
     kd_close: int = 0
+    refine_epochs: int = 0
+    balance: float | None = None
+    guard_patience: int | None = GUARD_PATIENCE
+    taps: tuple[tuple[int, int], ...] = ()
     teacher_precision: str = "auto"
     class_map: Mapping[str, str] = field(default_factory=dict)
     trust: bool = False
+
+    @property
+    def closing(self) -> int:
+        """Epochs at the end without distillation, for whichever reason."""
+        return max(self.kd_close, self.refine_epochs)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON and YAML types; `from_dict` brings back an equal config."""
@@ -57,37 +80,28 @@ class DistillConfig:
         plain["losses"] = dict(self.losses)
         plain["loss_options"] = {name: dict(options) for name, options in self.loss_options.items()}
         plain["class_map"] = dict(self.class_map)
+        plain["taps"] = [list(pair) for pair in self.taps]
         return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> DistillConfig:
         """The inverse of `to_dict`; a key that this version does not know is a TypeError."""
-        return cls(**dict(plain))
+        taps = tuple((s, t) for s, t in plain.get("taps", ()))
+        # A run that began before there was a guard goes on as it began.
+        return cls(**{"guard_patience": None, **plain, "taps": taps})
 
     def to_yaml(self) -> str:
         """The settings as a recipe: what `recipe=` reads back into an equal config."""
         flat: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "loss_options"}
-        flat["losses"] = dict(self.losses) or "none"
+        # Gains beside balance= would contradict it.
+        flat["losses"] = (dict(self.losses) if self.balance is None else ",".join(self.losses)) or "none"
+        flat["balance"] = self.balance or "off"
+        flat["guard"] = "off" if self.guard_patience is None else "on"
+        flat["taps"] = ",".join(f"{s}:{t}" for s, t in self.taps)
         flat["class_map"] = dict(self.class_map) or None
         for name, options in self.loss_options.items():
             flat |= {f"{name}.{option}": value for option, value in options.items()}
         return yaml.safe_dump({k: v for k, v in flat.items() if v not in (None, "")}, sort_keys=False)
-
-
-class _Problems:
-    """Collects what is wrong, so that a person hears of all of it at once."""
-
-    def __init__(self) -> None:
-        self._found: list[tuple[str, str]] = []
-
-    def add(self, problem: str, remedy: str) -> None:
-        self._found.append((problem, remedy))
-
-    def raise_if_any(self) -> None:
-        if self._found:
-            problems = "; ".join(problem.rstrip(".") for problem, _ in self._found)
-            remedies = " ".join(dict.fromkeys(remedy for _, remedy in self._found))
-            raise UserError(f"{problems}.", remedies)
 
 
 def build_config(ours: Mapping[str, Any]) -> DistillConfig:
@@ -96,7 +110,7 @@ def build_config(ours: Mapping[str, Any]) -> DistillConfig:
     Raises:
         UserError: names every problem at once.
     """
-    problems = _Problems()
+    problems = Problems()
     losses = _losses(ours, problems)
     options = _options(ours, losses, problems)
     schedule = ours.get("schedule", "constant")
@@ -105,39 +119,56 @@ def build_config(ours: Mapping[str, Any]) -> DistillConfig:
     precision = ours.get("teacher_precision", "auto")
     if precision not in PRECISIONS:
         problems.add(f"teacher_precision={precision} is not a precision", f"Precisions are {', '.join(PRECISIONS)}.")
-    close = ours.get("kd_close", 0)
-    if isinstance(close, bool) or not isinstance(close, int) or close < 0:
-        problems.add(f"kd_close={close} is not a number of epochs", "kd_close counts epochs: 0, 1, 2, ...")
+    close, refine = count(ours, "kd_close", problems), count(ours, "refine_epochs", problems)
+    if close and refine:
+        problems.add("kd_close and refine_epochs both end distillation early", "Keep one of the two.")
     trust = ours.get("trust", False)
     if not isinstance(trust, bool):
         problems.add(f"trust={trust} is neither True nor False", "Write trust=True, or leave it out.")
     teacher = ours.get("teacher")
     if losses and not teacher:
         problems.add("teacher= is missing", "Name a teacher, e.g. teacher=yolo11x.pt, or train plainly: losses=none.")
-    class_map = _class_map(ours.get("class_map"), problems)
+    config = DistillConfig(
+        teacher=str(teacher or ""),
+        losses=losses,
+        loss_options=options,
+        schedule=str(schedule),
+        kd_close=close,
+        refine_epochs=refine,
+        balance=balance_share(ours, losses, problems),
+        guard_patience=guard_patience(ours, problems),
+        taps=tapped_layers(ours.get("taps"), losses, problems),
+        teacher_precision=str(precision),
+        class_map=class_names(ours.get("class_map"), problems),
+        trust=trust,
+    )
     problems.raise_if_any()
-    return DistillConfig(str(teacher or ""), losses, options, str(schedule), close, str(precision), class_map, trust)
+    return config
 
 
 def check_against_epochs(config: DistillConfig, epochs: int, hours: float | None = None) -> None:
     """Refuse a schedule that distils in no epoch at all.
 
     Raises:
-        UserError: ``kd_close`` covers the whole training, so every gain is zero throughout.
+        UserError: ``kd_close`` or ``refine_epochs`` covers the whole training, so every gain is zero throughout.
     """
-    if hours and config.kd_close:
+    if not config.losses and not config.refine_epochs:
+        return  # a plain run closes nothing early
+    key = "refine_epochs" if config.refine_epochs else "kd_close"
+    if hours and config.closing:
         raise UserError(
-            f"kd_close={config.kd_close} counts epochs, and with time={hours} nobody knows how many there will be.",
-            "Give epochs= instead of time=, or leave out kd_close.",
+            f"{key}={config.closing} counts epochs, and with time={hours} nobody knows how many there will be.",
+            f"Give epochs= instead of time=, or leave out {key}.",
         )
-    if config.losses and config.kd_close >= epochs:
+    if config.closing >= epochs:
+        nothing = "every gain is zero throughout" if config.losses else "nothing comes before the refinement"
         raise UserError(
-            f"kd_close={config.kd_close} with epochs={epochs}: every gain is zero throughout.",
-            f"kd_close must be below {epochs}; without distillation say losses=none.",
+            f"{key}={config.closing} with epochs={epochs}: {nothing}.",
+            f"{key} must be below {epochs}" + ("; without distillation say losses=none." if config.losses else "."),
         )
 
 
-def _losses(ours: Mapping[str, Any], problems: _Problems) -> dict[str, float]:
+def _losses(ours: Mapping[str, Any], problems: Problems) -> dict[str, float]:
     from yolokd.losses.base import DEFAULT_LOSSES, LOSSES
 
     if "losses" not in ours:
@@ -167,7 +198,7 @@ def _losses(ours: Mapping[str, Any], problems: _Problems) -> dict[str, float]:
     return gains
 
 
-def _options(ours: Mapping[str, Any], losses: Mapping[str, float], problems: _Problems) -> dict[str, dict[str, Any]]:
+def _options(ours: Mapping[str, Any], losses: Mapping[str, float], problems: Problems) -> dict[str, dict[str, Any]]:
     from yolokd.losses.base import LOSSES
 
     chosen: dict[str, dict[str, Any]] = {}
@@ -185,36 +216,8 @@ def _options(ours: Mapping[str, Any], losses: Mapping[str, float], problems: _Pr
         else:
             default = LOSSES[name].options[option]
             try:
-                chosen.setdefault(name, {})[option] = _like(default, ours[key])
+                chosen.setdefault(name, {})[option] = like(default, ours[key])
             except ValueError:
                 kind = type(default).__name__
                 problems.add(f"{key}={ours[key]} is not a {kind}", f"The default is {key}={default}.")
     return chosen
-
-
-def _like(default: Any, value: Any) -> Any:
-    """Bring a value to the type of the option's default."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        if isinstance(default, bool) and isinstance(value, bool):
-            return value
-        raise ValueError
-    if isinstance(default, float) and isinstance(value, (int, float)) and math.isfinite(value):
-        return float(value)
-    if default is None or (type(value) is type(default) and not isinstance(default, float)):
-        return value
-    raise ValueError
-
-
-def _class_map(value: Any, problems: _Problems) -> dict[str, str]:
-    if isinstance(value, Mapping):
-        return {str(teacher): str(student) for teacher, student in value.items()}
-    pairs: dict[str, str] = {}
-    for word in str(value).split(",") if value is not None else []:
-        teacher, _, student = (part.strip() for part in word.partition(":"))
-        if not teacher or not student or teacher in pairs:
-            problems.add(
-                f"class_map={value} is not a map of class names", "Write class_map=TEACHER:STUDENT,... by name."
-            )
-            break
-        pairs[teacher] = student
-    return pairs

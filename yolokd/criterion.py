@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from yolokd.balance import Balance
 from yolokd.classes import ClassMap
 from yolokd.compat.boxes import anchor_points
 from yolokd.compat.training import AssignmentTap, branch_losses, branches
+from yolokd.guard import Guard
 from yolokd.losses.base import LOSSES
 from yolokd.matching import match_positives
-from yolokd.predictions import Assigned, Predictions
+from yolokd.predictions import Assigned, Hidden, Predictions
 from yolokd.schedule import Schedule
+from yolokd.taps import StudentTaps
 from yolokd.teachers.live import Teacher, refuse_not_finite
 
 # On an image without labels an anchor counts where the teacher is at least this sure of some class.
@@ -34,10 +38,13 @@ class DistillationCriterion:
         base: the student's own criterion.
         teacher: a function from batches to predictions.
         losses: the losses by name.
-        gains: a gain for each of them.
         class_map: from the teacher's classes to the student's.
         strides: pixels a cell of each level.
         schedule: the factor on all gains over training.
+        balance: the gains, fixed or balanced.
+        guard: the factor that falls where distillation harms.
+        taps: what to listen to in the student beside its head's outputs.
+        watch: measure the terms' gradients; impossible where the student is compiled.
     """
 
     def __init__(
@@ -45,23 +52,33 @@ class DistillationCriterion:
         base: Any,
         teacher: Teacher,
         losses: nn.ModuleDict,
-        gains: Mapping[str, float],
         class_map: ClassMap,
         strides: tuple[int, ...],
         schedule: Schedule,
+        balance: Balance,
+        guard: Guard | None = None,
+        taps: StudentTaps | None = None,
+        watch: bool = True,
     ) -> None:
         self.base = base
         self.teacher = teacher
         self.losses = losses
-        self.gains = dict(gains)
         self.class_map = class_map
         self.strides = strides
         self.schedule = schedule
+        self.balance = balance
+        self.guard = guard or Guard(None)
+        self.taps = taps
+        self.watch = watch
         self.epoch = 0.0
         self._step = 0.0
         self._checked = False
+        tapped = taps is not None and taps.layers
+        self._tapped = frozenset(name for name in losses if tapped and LOSSES[name].taps)
+        self._sums: dict[str, Tensor] = {}
+        self._counted = 0
         self._branches = branch_losses(base)
-        self._taps = [AssignmentTap(b) for b in (self._branches.dense, self._branches.one2one) if b is not None]
+        self._assigners = [AssignmentTap(b) for b in (self._branches.dense, self._branches.one2one) if b is not None]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "base" not in self.__dict__:
@@ -83,6 +100,39 @@ class DistillationCriterion:
             schedule: the schedule; the length of a training can change while it runs (``time=``).
         """
         self.epoch, self._step, self.schedule = float(epoch), 1 / max(batches, 1), schedule
+        self._sums, self._counted = {}, 0
+        self.balance.begin_epoch()
+
+    def end_epoch(self, fitness: float | None) -> list[str]:
+        """Look back at an epoch.
+
+        Args:
+            fitness: the student's on the validation split; None where that did not run.
+
+        Returns:
+            what a person should hear of.
+        """
+        # An adversary's loss is no distance: where it falls, the discriminator wins.
+        distances = [name for name in self._sums if LOSSES[name].family != "adversarial"]
+        means = {name: float(self._sums[name]) / self._counted for name in distances}
+        done = round(self.epoch) - 1  # the epoch that has ended, from 0
+        # On the ramp the adapters settle, and every loss falls.
+        tripped = self.guard.end_epoch(done, fitness, means) if done >= self.schedule.ramp else None
+        return [*([tripped] if tripped else []), *self.balance.warnings()]
+
+    @property
+    def gains(self) -> dict[str, float]:
+        """The gain of each loss at this moment."""
+        return self.balance.gains
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know, beside the losses' parameters."""
+        return {"balance": self.balance.state(), "guard": self.guard.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.balance.load(state["balance"])
+        self.guard.load(state["guard"])
 
     def __call__(self, preds: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The detection loss with one distillation loss after the other appended, and all named items.
@@ -98,15 +148,33 @@ class DistillationCriterion:
         dense, one2one = branches(preds)
         assert dense.feats is not None
         _, strides = anchor_points(dense.feats, self.strides)
-        assigned = [tap.take(strides) for tap in self._taps]
-        factor, self.epoch = self.schedule(self.epoch), self.epoch + self._step
+        assigned = [tap.take(strides) for tap in self._assigners]
+        if self.taps is not None:
+            dense = self.taps(dense)
+        images = batch["img"].shape[0]
+        factor = self.schedule(self.epoch) * self.guard.factor(self.epoch)
+        self.epoch += self._step
         if factor > 0:
             terms = self._distil(dense, one2one, batch, assigned)
+            self._look_at(total.sum() / images, terms, dense, factor)
         else:  # before the ramp and after kd_close the teacher rests
             terms = {name: total.new_zeros(()) for name in self.losses}
         terms = {name: factor * self.gains[name] * value for name, value in terms.items()}
         items = dict(items) | {f"kd_{name}_loss": value.detach() for name, value in terms.items()}
-        return torch.cat([total, *(value.view(1) * batch["img"].shape[0] for value in terms.values())]), items
+        for name, loss in self.losses.items():
+            items |= {f"kd_{name}_{key}": value for key, value in getattr(loss, "logged", {}).items()}
+        return torch.cat([total, *(value.view(1) * images for value in terms.values())]), items
+
+    def _look_at(self, detection: Tensor, terms: Mapping[str, Tensor], dense: Predictions, factor: float) -> None:
+        """Note what the guard and the balance want to know: the terms' values, and now and then their gradients."""
+        self._counted += 1
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+        if not self.watch or not detection.requires_grad or not self.balance.due(factor):
+            return
+        assert dense.feats is not None
+        elsewhere = {name: dense.taps for name in self._tapped if dense.taps is not None}
+        self.balance.measure(detection, terms, dense.feats, elsewhere)
 
     def _distil(
         self, dense: Predictions, one2one: Predictions | None, batch: Mapping[str, Any], assigned: list[Assigned]
@@ -118,7 +186,8 @@ class DistillationCriterion:
             here = weigh_unlabelled(assigned[0], teacher, batch["img"].shape[0])
             # The one-to-many branch is all that teaches an end2end student's pyramid, and its weight falls over
             # training: a feature loss that stayed would outgrow it.
-            terms = {name: dense_gain * loss(dense, teacher, here) for name, loss in self.losses.items()}
+            views = {False: (dense, teacher), True: (at_taps(dense), at_taps(teacher))}
+            terms = {name: dense_gain * loss(*views[name in self._tapped], here) for name, loss in self.losses.items()}
             speaking = [name for name in self.losses if LOSSES[name].one2one]
             if one2one is not None and speaking and teacher.boxes is not None:
                 matched = match_positives(one2one, teacher, assigned[1])
@@ -139,7 +208,19 @@ class DistillationCriterion:
             said,
             scores=self.class_map(said.scores),
             classes=None if classes is None else classes.to(said.scores.device),
+            reenter=None if said.reenter is None else partial(self._reenter, said.reenter),
         )
+
+    def _reenter(self, door: Callable[[Hidden], Predictions], hidden: Hidden) -> Predictions:
+        """Through the teacher's head, with scores in the student's class space."""
+        said = door(hidden)
+        assert said.scores is not None
+        return replace(said, scores=self.class_map(said.scores))
+
+
+def at_taps(predictions: Predictions) -> Predictions:
+    """The predictions as a loss sees them that looks at the layers of ``taps=`` instead of the pyramid."""
+    return predictions if predictions.taps is None else replace(predictions, feats=predictions.taps)
 
 
 def weigh_unlabelled(assigned: Assigned, teacher: Predictions, batch: int) -> Assigned:

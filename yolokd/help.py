@@ -40,6 +40,15 @@ MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "demo": ("all of it on generated images, offline, in minutes", "all keys may be left out", ("yolokd demo",)),
 }
 
+# What a loss needs, in words.
+_NEEDS = {
+    "scores": "class logits",
+    "boxes": "box logits",
+    "feats": "features",
+    "truth": "ground truth",
+    "reenter": "the teacher's head",
+}
+
 
 def overview() -> str:
     """The text of ``yolokd --help``; reads nothing of torch, so that it comes at once."""
@@ -67,26 +76,40 @@ def of_mode(mode: str) -> str:
     summary, keys, examples = MODES[mode]
     lines = [f"yolokd {mode}: {summary}", "", f"Keys: {keys}"]
     if mode in ("train", "checks"):
-        lines += ["", *_table(OUR_KEYS), "", "Losses", losses_table()]
+        lines += ["", *_table(OUR_KEYS), "", "Losses", losses_list()]
     return "\n".join([*lines, "", "Examples", *(f"  {example}" for example in examples)])
 
 
 def losses_table() -> str:
-    """The table of losses: name, family, what it needs, default gain, options, paper."""
+    """The table of losses: name, family, gain, what it needs, options, paper, and what it gained where we measured."""
     from yolokd.losses.base import DEFAULT_LOSSES, LOSSES
+    from yolokd.losses.measured import HOW, MEASURED
 
     blocks = []
     for info in LOSSES.values():
         options = ", ".join(f"{info.name}.{option}={default}" for option, default in info.options.items()) or "none"
-        default = "on by default" if info.name in DEFAULT_LOSSES else "off by default"
+        needs = [word for need, word in _NEEDS.items() if need in info.needs]
+        needs += [f"{info.batch} images a batch"] if info.batch > 1 else []
+        needs += [f"{info.classes} shared classes"] if info.classes > 1 else []
+        marks = ["on by default"] if info.name in DEFAULT_LOSSES else []
+        marks += ["works with taps="] if info.taps else []
         blocks.append(
-            f"  {info.name:<6} {info.family:<9} needs {', '.join(sorted(info.needs)):<7} gain {info.gain:<5g} "
-            f"{default}\n"
-            f"         {info.summary}\n"
-            f"         {info.paper}\n"
-            f"         {info.link}   options: {options}"
+            f"  {info.name:<8} {info.family:<12} gain {info.gain:<5g} needs {', '.join(needs)}"
+            f"{'   ' if marks else ''}{', '.join(marks)}\n"
+            f"           {info.summary}\n"
+            f"           {info.paper}\n"
+            f"           {info.link}   options: {options}\n"
+            f"           alone, on our benchmark: {MEASURED.get(info.name, 'not measured')}"
         )
-    return "\n".join(blocks)
+    return "\n".join([*blocks, "", *HOW])
+
+
+def losses_list() -> str:
+    """The losses, a line each."""
+    from yolokd.losses.base import LOSSES
+
+    lines = _table({name: info.summary for name, info in LOSSES.items()})
+    return "\n".join([*lines, "  `yolokd losses` says more: papers, needs, options, and what each gained"])
 
 
 def _table(rows: Mapping[str, str]) -> list[str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from torch import Tensor
+
+# The features inside a head after one of its convolutions: of the box branch and of the class branch, a level each.
+Hidden: TypeAlias = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,8 @@ class HeadInfo:
         widths: channels of each pyramid level that enters the head.
         reg_max: bins a box edge; 1 where the head regresses the distance itself (YOLO26).
         end2end: the head has a one-to-one branch beside the one-to-many branch (YOLOv10, YOLO26).
+        hidden: for each depth, beginning with 1, the widths after that many convolutions of the head: of the box
+            branch and of the class branch, a level each. Empty where nobody may enter there.
     """
 
     names: Mapping[int, str]
@@ -25,6 +31,7 @@ class HeadInfo:
     widths: tuple[int, ...]
     reg_max: int
     end2end: bool
+    hidden: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,9 @@ class Pair:
     Attributes:
         student: the student's head.
         teacher: the teacher's head.
+
+    A loss that is to compare other layers than those before the heads (``taps=``) is given a pair whose strides and
+    widths are those of the tapped layers.
     """
 
     student: HeadInfo
@@ -53,12 +63,28 @@ class Predictions:
         feats: a ``(B, C_l, H_l, W_l)`` feature map for each pyramid level, finest first.
         classes: ``(C,)`` indices of the student classes that the rows of ``scores`` belong to; None where they are
             all the student's classes in order.
+        taps: the features of the layers that ``taps=`` names, ``(B, C_l, H_l, W_l)`` each.
+        hidden: the features inside the head after its first convolutions (see `HeadInfo.hidden`).
+        reenter: a teacher's head as a door: from hidden features of its own widths to ``scores`` and ``boxes``,
+            differentiable with respect to them.
     """
 
     scores: Tensor | None
     boxes: Tensor | None
     feats: tuple[Tensor, ...] | None
     classes: Tensor | None = None
+    taps: tuple[Tensor, ...] | None = None
+    hidden: Hidden | None = None
+    reenter: Callable[[Hidden], Predictions] | None = None
+
+    def detach(self) -> Predictions:
+        """The same without a way back for a gradient: what a loss makes of a teacher first of all."""
+        return replace(
+            self,
+            scores=None if self.scores is None else self.scores.detach(),
+            boxes=None if self.boxes is None else self.boxes.detach(),
+            feats=None if self.feats is None else tuple(f.detach() for f in self.feats),
+        )
 
     @property
     def reg_max(self) -> int:

@@ -26,8 +26,9 @@ from yolokd.compat.checkpoint import (
 from yolokd.compat.dataset import check_data, sample_images
 from yolokd.config import DistillConfig
 from yolokd.errors import UserError
-from yolokd.losses.base import LOSSES, build_losses
-from yolokd.predictions import Pair, Predictions
+from yolokd.needs import refuse_channels, refuse_pair, refuse_settings, refuse_what_is_missing, trial_losses
+from yolokd.predictions import Pair
+from yolokd.taps import entry_depth, tapped_pair
 from yolokd.teachers.live import LiveTeacher, resolve_precision
 from yolokd.trial import Trial, run_trial
 
@@ -79,6 +80,7 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any]) -> Report:
     Raises:
         UserError: a file, the data, or the pair cannot serve; the teacher gives NaN or Inf.
     """
+    refuse_settings(config, train_args)
     with _same_randomness():
         file = find_checkpoint(config.teacher, role="teacher")
         teacher = load_detector(file, role="teacher", trust=config.trust)
@@ -86,15 +88,18 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any]) -> Report:
         pair = Pair(student=head_info(student), teacher=head_info(teacher))
         only = trained_classes(train_args.get("classes"))
         class_map = ClassMap.by_name(pair.teacher.names, pair.student.names, config.class_map, only)
-        _refuse_pair(config, pair, class_map)
-        _refuse_channels(config, int(teacher.yaml.get("channels", 3)), int(data["channels"]))
-        adapters = _count_adapters(config, pair, int(train_args.get("seed") or 0))
+        refuse_pair(config, pair, class_map)
+        refuse_channels(config, int(teacher.yaml.get("channels", 3)), int(data["channels"]))
+        tapped = tapped_pair(pair, student, teacher, config.taps)
+        losses = trial_losses(config, pair, int(train_args.get("seed") or 0), tapped)
+        adapters = sum(parameter.numel() for parameter in losses.parameters())
         device, dtype, amp = _arithmetic(config, train_args)
         images = sample_images(data, "train", imgsz=_side(train_args), n=_TRIAL_IMAGES).to(device)
         live = LiveTeacher(teacher, device, "fp32", config.teacher)
         live.to_precision(dtype)
+        live.open([t for _, t in config.taps], entry_depth(losses))
         trial = run_trial(live, student.to(device), images, amp=amp)
-        _refuse_what_is_missing(config, trial.teacher)
+        refuse_what_is_missing(config, trial.teacher)
     slowdown = 1 + trial.teacher_seconds / trial.step_seconds
     warnings = _warnings(file, train_args["model"])
     lines = [*_pair_lines(pair, class_map, adapters), _cost_line(trial, slowdown, images.shape)]
@@ -181,52 +186,6 @@ def _same_randomness() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def _refuse_pair(config: DistillConfig, pair: Pair, class_map: ClassMap) -> None:
-    teacher, student = pair.teacher, pair.student
-    if teacher.strides != student.strides:
-        raise UserError(
-            f"The teacher has {len(teacher.strides)} levels (strides {_listed(teacher.strides)}), the student "
-            f"{len(student.strides)} (strides {_listed(student.strides)}).",
-            "Both need the same levels: a P2 or P6 model goes with another of its kind.",
-        )
-    by_class = [name for name in config.losses if "scores" in LOSSES[name].needs]
-    if by_class and not class_map.mapped:
-        theirs, ours = (shorten(list(info.names.values())) for info in (teacher, student))
-        rest = ",".join(name for name in config.losses if name not in by_class) or "box,cwd"
-        raise UserError(
-            f"No class of the teacher ({theirs}) is a class of the data ({ours}), so {', '.join(by_class)} has nothing "
-            "to compare.",
-            f"Fine-tune the teacher on your data, map names with class_map=TEACHER:STUDENT, or say losses={rest}.",
-        )
-
-
-def _refuse_channels(config: DistillConfig, teacher: int, data: int) -> None:
-    if teacher != data:
-        raise UserError(
-            f"teacher={config.teacher} takes images of {teacher} channels, the data has {data}.",
-            "Take a teacher that was trained on images with as many channels.",
-        )
-
-
-def _refuse_what_is_missing(config: DistillConfig, predictions: Predictions) -> None:
-    for name in config.losses:
-        if missing := [need for need in sorted(LOSSES[name].needs) if getattr(predictions, need) is None]:
-            raise UserError(
-                f"The loss {name} needs {' and '.join(missing)}, which teacher={config.teacher} does not give.",
-                f"Leave {name} out of losses=, or take another teacher.",
-            )
-
-
-def _count_adapters(config: DistillConfig, pair: Pair, seed: int) -> int:
-    try:
-        losses = build_losses(config.losses, config.loss_options, pair, seed)
-    except ValueError as error:  # an option out of its range
-        raise UserError(
-            f"{str(error).rstrip('.')}.", "`yolokd losses` lists the options with their defaults."
-        ) from None
-    return sum(parameter.numel() for parameter in losses.parameters())
 
 
 def _arithmetic(

@@ -12,7 +12,7 @@ from ultralytics.utils.files import get_latest_run
 from ultralytics.utils.plotting import plot_results
 
 from yolokd.compat.checkpoint import read_checkpoint
-from yolokd.compat.training import atomic_replace, recover, strip_checkpoint
+from yolokd.compat.files import atomic_replace, recover, strip_checkpoint
 from yolokd.errors import UserError
 from yolokd.keys import load_recipe
 from yolokd.sidecar import complete_rows

@@ -28,6 +28,11 @@ class Schedule:
     warmup: float
     close: int = 0
 
+    @property
+    def ramp(self) -> float:
+        """Length of the ramp, in epochs."""
+        return max(min(self.warmup, self.epochs - 1), 0)
+
     def __call__(self, epoch: float) -> float:
         """The factor at a moment of training.
 
@@ -37,7 +42,7 @@ class Schedule:
         end = self.epochs - self.close
         if epoch >= end:
             return 0.0
-        ramp = max(min(self.warmup, self.epochs - 1), 0)
+        ramp = self.ramp
         if epoch < ramp:
             return epoch / ramp
         if self.kind == "cosine":

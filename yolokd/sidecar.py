@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolokd.compat.training import atomic_replace
+from yolokd.compat.files import atomic_replace
 from yolokd.errors import UserError
 
 NAME = "distill.pt"
@@ -26,22 +26,26 @@ class Sidecar:
     Attributes:
         config: ``DistillConfig.to_dict()``.
         teacher_sha256: hash of the teacher's file.
-        records: epoch (as in ``last.pt``, from 0) to the losses' parameters and their optimizer state.
+        records: epoch (as in ``last.pt``, from 0) to the losses' parameters, their optimizer state and the course.
     """
 
     config: Mapping[str, Any]
     teacher_sha256: str
     records: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
-    def with_epoch(self, epoch: int, losses: nn.Module, optimizer: torch.optim.Optimizer) -> Sidecar:
+    def with_epoch(
+        self, epoch: int, losses: nn.Module, optimizer: torch.optim.Optimizer, course: Mapping[str, Any] | None = None
+    ) -> Sidecar:
         """The same with one more epoch, and only the newest kept.
 
         Args:
             epoch: the epoch that ``last.pt`` will carry.
             losses: the losses with their adapters.
             optimizer: the student's, with the adapters' group.
+            course: what the criterion must know to go on (its balance and guard), plain types.
         """
         record = {
+            "course": dict(course or {}),
             "losses": {k: v.detach().cpu().clone() for k, v in losses.state_dict().items()},
             "optimizer": [_to_cpu(optimizer.state.get(p, {})) for p in losses.parameters()],
         }
@@ -49,8 +53,11 @@ class Sidecar:
         kept = dict(sorted((before | {epoch: record}).items())[-KEPT_EPOCHS:])
         return Sidecar(self.config, self.teacher_sha256, kept)
 
-    def restore(self, epoch: int, losses: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, epoch: int, losses: nn.Module, optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
         """Bring adapters and their optimizer state back to the end of an epoch.
+
+        Returns:
+            the ``course`` of that epoch; empty in a file that was written before there was one.
 
         Raises:
             UserError: that epoch is not there.
@@ -70,6 +77,8 @@ class Sidecar:
                 k: v.to(parameter.device) if isinstance(v, Tensor) and (fused or v.dim()) else v
                 for k, v in state.items()
             }
+        course: Mapping[str, Any] = record.get("course", {})
+        return course
 
     def save(self, folder: Path) -> None:
         """Write ``distill.pt`` into a folder of weights, whole or not at all."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,40 +12,25 @@ from torch import nn
 from ultralytics.cfg import get_save_dir
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK
-from ultralytics.utils.files import get_latest_run
 
 from yolokd.adapters import add_to_optimizer, average_gradients
+from yolokd.balance import Balance
 from yolokd.classes import ClassMap, trained_classes
-from yolokd.compat.checkpoint import (
-    find_checkpoint,
-    head_info,
-    load_detector,
-    read_checkpoint,
-    restricted_loading,
-    sha256,
-)
-from yolokd.compat.training import (
-    atomic_replace,
-    atomic_strip,
-    begin_folder,
-    plain_optimizer,
-    recover,
-    staged,
-    unwrap_model,
-)
-from yolokd.config import DistillConfig, build_config, check_against_epochs, split_keys
+from yolokd.compat.checkpoint import head_info, load_detector, read_checkpoint, restricted_loading
+from yolokd.compat.files import atomic_replace, atomic_strip, begin_folder, recover, staged
+from yolokd.compat.training import plain_optimizer, settle_rate, unwrap_model
 from yolokd.criterion import DistillationCriterion
-from yolokd.errors import UserError
+from yolokd.guard import Guard
 from yolokd.keys import arguments_yaml
-from yolokd.losses.base import build_losses
+from yolokd.losses.base import LOSSES, build_losses
 from yolokd.predictions import Pair
-from yolokd.preflight import preflight, preflight_plain
 from yolokd.schedule import Schedule
-from yolokd.sidecar import Sidecar, complete_rows, load_sidecar
+from yolokd.settings import handed_down, settle
+from yolokd.sidecar import complete_rows, load_sidecar
+from yolokd.taps import StudentTaps, entry_depth, tapped_pair
 from yolokd.teachers.live import LiveTeacher, resolve_precision
 
 RECIPE = "distill.yaml"  # in the run folder: the settings, in the form that recipe= reads
-_ENVIRONMENT = "YOLOKD_SETTINGS"  # how they reach the spawned workers of a multi-GPU run
 _CLIP = 10.0  # Ultralytics clips the model's gradient norm at 10; the adapters are clipped alike
 
 
@@ -79,58 +62,12 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         self.teacher: LiveTeacher | None = None
         self.losses = nn.ModuleDict()
         self.criterion: DistillationCriterion | None = None
-        self.sidecar: Sidecar | None = None
-        self.config, theirs = self._settings(dict(overrides or {}))
+        self._course: Mapping[str, Any] = {}  # what distill.pt knows of balance and guard
+        self.config, self.sidecar, theirs = settle(dict(overrides or {}), worker=LOCAL_RANK != -1)
         with restricted_loading(self.config.trust):
             super().__init__(cfg, theirs, _callbacks)
 
     # Settings ---------------------------------------------------------------------------------------------------
-
-    def _settings(self, overrides: dict[str, Any]) -> tuple[DistillConfig, dict[str, Any]]:
-        """Part our keys from Ultralytics'; check what can be checked before a run folder exists."""
-        if LOCAL_RANK != -1 and _ENVIRONMENT in os.environ:
-            # A worker: Ultralytics rebuilt its arguments, the parent has checked everything.
-            settings = json.loads(os.environ[_ENVIRONMENT])
-            self.sidecar = Sidecar(settings["config"], settings["sha256"])
-            return DistillConfig.from_dict(settings["config"]), overrides
-        ours, theirs = split_keys(overrides)
-        if theirs.get("resume"):
-            return self._resumed(ours, theirs), theirs
-        config = build_config(ours)
-        self.sidecar = Sidecar(config.to_dict(), "")  # without losses too: resume reads the settings there
-        if config.losses:
-            check_against_epochs(config, int(theirs.get("epochs") or DEFAULT_CFG.epochs), theirs.get("time"))
-            report = preflight(config, theirs)
-            for line in report.lines:
-                LOGGER.info(line)
-            # Absolute, so that the run can be resumed from another folder.
-            config = replace(config, teacher=str(report.teacher_file))
-            self.sidecar = Sidecar(config.to_dict(), sha256(report.teacher_file))
-        else:
-            preflight_plain(config, theirs)
-        return config, theirs
-
-    def _resumed(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> DistillConfig:
-        """The settings of the run that is resumed; the teacher's file may have moved, but not changed."""
-        resume = theirs["resume"]
-        last = Path(get_latest_run() if isinstance(resume, bool) or str(resume) == "True" else resume)
-        recover(last.parent)
-        self.sidecar = load_sidecar(last.parent)
-        settings = dict(self.sidecar.config)
-        settings |= {key: ours[key] for key in ("teacher", "trust", "teacher_precision") if key in ours}
-        if ignored := sorted(set(ours) - {"teacher", "trust", "teacher_precision"}):
-            LOGGER.warning(f"Resume ignores {', '.join(ignored)}: the run goes on with the settings it began with.")
-        config = DistillConfig.from_dict(settings)
-        if config.losses:
-            file = find_checkpoint(config.teacher, role="teacher")
-            if sha256(file) != self.sidecar.teacher_sha256:
-                raise UserError(
-                    f"The teacher {config.teacher} is not the file that this run began with (its SHA-256 differs).",
-                    "Give that file with teacher=PATH, or start a new run.",
-                )
-            config = replace(config, teacher=str(file))
-        self.sidecar = replace(self.sidecar, config=config.to_dict())  # where the teacher lies now
-        return config
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Ultralytics' own, then the settings are written down as the run folder's first file.
@@ -149,12 +86,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         """Train; the settings stand in the environment while workers are spawned."""
         if not self.ddp:
             return super().train()
-        settings = {"config": self.config.to_dict(), "sha256": self.sidecar.teacher_sha256 if self.sidecar else ""}
-        os.environ[_ENVIRONMENT] = json.dumps(settings)
-        try:
+        with handed_down(self.config, self.sidecar):
             return super().train()
-        finally:
-            del os.environ[_ENVIRONMENT]
 
     # Set-up -----------------------------------------------------------------------------------------------------
 
@@ -169,8 +102,10 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
             model = load_detector(self.config.teacher, role="teacher", trust=self.config.trust)
             self.teacher = LiveTeacher(model, self.device, "fp32", self.config.teacher)
             pair = Pair(head_info(self.model), self.teacher.info)
-            losses = build_losses(self.config.losses, self.config.loss_options, pair, self.args.seed)
+            tapped = tapped_pair(pair, self.model, self.teacher.model, self.config.taps)
+            losses = build_losses(self.config.losses, self.config.loss_options, pair, self.args.seed, tapped)
             self.losses = losses.to(self.device)
+            self.teacher.open([t for _, t in self.config.taps], entry_depth(losses))
         return checkpoint
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -192,10 +127,12 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
             held[:] = [teacher.forward(inputs[0])]
 
         handle = self.model.register_forward_hook(beside)
+        least = max(LOSSES[name].batch for name in self.losses)  # a loss that compares images needs some
         try:
-            return int(super().auto_batch())
+            found = int(super().auto_batch())
         finally:
             handle.remove()
+        return max(found, least)
 
     def _setup_train(self) -> None:
         """Ultralytics' own; after it, since resume replaces an end2end criterion, ours takes the criterion's place."""
@@ -207,9 +144,22 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         base = getattr(student, "criterion", None) or student.init_criterion()
         only = trained_classes(self.args.classes)
         class_map = ClassMap.by_name(self.teacher.info.names, self.data["names"], self.config.class_map, only)
+        taps = StudentTaps(student, [s for s, _ in self.config.taps], entry_depth(self.losses))
         self.criterion = student.criterion = DistillationCriterion(
-            base, self.teacher, self.losses, self.config.losses, class_map, head_info(student).strides, self._schedule()
+            base,
+            self.teacher,
+            self.losses,
+            class_map,
+            head_info(student).strides,
+            self._schedule(),
+            Balance(self.config.balance, self.config.losses),
+            Guard(self.config.guard_patience),
+            taps,
+            # The layers of a compiled student are one step of autograd: nothing can be asked for in between.
+            watch=not self.args.compile,
         )
+        if self._course:
+            self.criterion.load(self._course)
 
     def _lower_teacher(self) -> None:
         """To the precision that is known once Ultralytics has decided about AMP."""
@@ -218,7 +168,13 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         self.teacher.to_precision(resolve_precision(wanted, self.device, self.amp, self.args.amp == "bf16"))
 
     def _schedule(self) -> Schedule:
-        return Schedule(self.config.schedule, self.epochs, self.args.warmup_epochs, self.config.kd_close)
+        return Schedule(self.config.schedule, self.epochs, self.args.warmup_epochs, self.config.closing)
+
+    def _setup_scheduler(self) -> None:
+        """Ultralytics' own learning rate, which has come to its end where the refinement begins."""
+        super()._setup_scheduler()
+        if self.config.refine_epochs:
+            settle_rate(self, self.config.refine_epochs)
 
     # The loop ---------------------------------------------------------------------------------------------------
 
@@ -229,6 +185,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         """
         if event == "on_train_epoch_start" and self.criterion is not None:
             self.criterion.begin_epoch(self.epoch, len(self.train_loader), self._schedule())
+        if event == "on_fit_epoch_end" and self.criterion is not None:
+            self.criterion.guard.share()
         super().run_callbacks(event)
 
     def optimizer_step(self) -> None:
@@ -252,6 +210,19 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         kept = [label for label in labels if not label.startswith("val/kd_")]
         return {label: labels[label] for label in kept} if isinstance(labels, dict) else kept
 
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Ultralytics' own with the gains and shares of the losses; here the epoch is looked back at.
+
+        On the first process only, and before the checkpoint is written: what the guard decides is saved with it.
+        """
+        if self.criterion is None:
+            super().save_metrics(metrics)
+            return
+        fitness = None if self.fitness is None else float(self.fitness)
+        for line in self.criterion.end_epoch(fitness):
+            LOGGER.warning(line)
+        super().save_metrics({**metrics, **self.criterion.balance.columns()})
+
     def progress_string(self) -> str:
         """Ultralytics' own; a column is 11 characters wide, so ``kd_cls_loss`` is headed ``kd_cls`` there."""
         names = self.loss_names
@@ -265,8 +236,9 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def save_model(self) -> bool:
         """Write ``distill.pt``, then the checkpoints, each by rename, ``last.pt`` the last of all."""
-        if self.sidecar is not None and self.optimizer is not None:
-            self.sidecar = self.sidecar.with_epoch(self.epoch, self.losses, self.optimizer)
+        if self.optimizer is not None:
+            course = {} if self.criterion is None else self.criterion.state()
+            self.sidecar = self.sidecar.with_epoch(self.epoch, self.losses, self.optimizer, course)
             self.sidecar.save(self.wdir)
         with plain_optimizer(self.optimizer), staged(self):
             return bool(super().save_model())
@@ -282,10 +254,12 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         """Ultralytics' own for the student, on resume and after a NaN; ours for the adapters."""
         with plain_optimizer(self.optimizer):
             super()._load_checkpoint_state(ckpt)
-        if len(list(self.losses.parameters())):
+        if len(self.losses):
             self.sidecar = replace(load_sidecar(self.wdir), config=self.config.to_dict())
-            self.sidecar.restore(ckpt["epoch"], self.losses, self.optimizer)
-            LOGGER.info(f"Adapters restored from distill.pt, epoch {ckpt['epoch'] + 1}.")
+            self._course = self.sidecar.restore(ckpt["epoch"], self.losses, self.optimizer)
+            LOGGER.info(f"Distillation restored from distill.pt, epoch {ckpt['epoch'] + 1}.")
+            if self.criterion is not None:  # after a NaN; on resume it is not there yet
+                self.criterion.load(self._course)
 
     def final_eval(self) -> None:
         """Ultralytics' own, with the checkpoints stripped by rename."""

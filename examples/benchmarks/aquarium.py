@@ -39,27 +39,49 @@ def judge(weights: Path, data: str, imgsz: int) -> dict[str, float]:
     return found
 
 
+def run(arm: str, keys: dict, seed: str, files: tuple[str, str], out: Path, epochs: int, imgsz: int) -> None:
+    """Train one arm with one seed, judge it, and append its row; nothing where the row is there already.
+
+    Args:
+        arm: its name in the table.
+        keys: for the trainer, beside those that all arms share.
+        seed: a number.
+        files: data YAML and student.
+        out: the CSV.
+        epochs: length of the training.
+        imgsz: side of the images, pixels.
+    """
+    data, student = files
+    rows = list(csv.DictReader(out.open())) if out.exists() else []
+    if (arm, seed) in {(row["arm"], row["seed"]) for row in rows}:
+        return
+    shared = {"epochs": epochs, "imgsz": imgsz, "batch": 16, "seed": int(seed), "val": False, "plots": False}
+    shared |= {"project": str(out.parent.resolve() / "runs"), "name": f"{arm}-{seed}", "exist_ok": True}
+    start = time.time()
+    YOLO(student).train(data=data, **shared, **keys)
+    row = {"arm": arm, "seed": seed, "seconds": round(time.time() - start), "epochs": epochs, "imgsz": imgsz}
+    row |= judge(Path(shared["project"]) / shared["name"] / "weights" / "last.pt", data, imgsz)
+    new = not out.exists()
+    with out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        writer.writerows([{k: k for k in row}] if new else [])
+        writer.writerow(row)
+
+
+def keys_of(arm: str, teacher: str) -> dict:
+    """What makes a run this arm."""
+    if arm == "native":
+        return {"distill_model": teacher}
+    return {} if ARMS[arm] is None else {"trainer": DistillationTrainer, "teacher": teacher, **ARMS[arm]}
+
+
 def main(data: str, teacher: str, student: str, out: str, *options: str) -> None:
     asked = {"arms": "plain,native,yolokd", "seeds": "0,1", "epochs": "20", "imgsz": "256"}
     asked |= dict(option.split("=", 1) for option in options)
-    table, epochs, imgsz = Path(out), int(asked["epochs"]), int(asked["imgsz"])
-    rows = list(csv.DictReader(table.open())) if table.exists() else []
-    done = {(row["arm"], row["seed"]) for row in rows}
     for seed in asked["seeds"].split(","):
-        for arm in (arm for arm in asked["arms"].split(",") if (arm, seed) not in done):
-            keys = {"epochs": epochs, "imgsz": imgsz, "batch": 16, "seed": int(seed), "val": False, "plots": False}
-            keys |= {"project": str(table.parent.resolve() / "runs"), "name": f"{arm}-{seed}", "exist_ok": True}
-            keys |= {"native": {"distill_model": teacher}}.get(arm, {})
-            keys |= {} if ARMS[arm] is None else {"trainer": DistillationTrainer, "teacher": teacher, **ARMS[arm]}
-            start = time.time()
-            YOLO(student).train(data=data, **keys)
-            row = {"arm": arm, "seed": seed, "seconds": round(time.time() - start), "epochs": epochs, "imgsz": imgsz}
-            row |= judge(Path(keys["project"]) / keys["name"] / "weights" / "last.pt", data, imgsz)
-            new = not table.exists()
-            with table.open("a", newline="") as file:
-                writer = csv.DictWriter(file, row)
-                writer.writerows([{k: k for k in row}] if new else [])
-                writer.writerow(row)
+        for arm in asked["arms"].split(","):
+            keys = keys_of(arm, teacher)
+            run(arm, keys, seed, (data, student), Path(out), int(asked["epochs"]), int(asked["imgsz"]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python examples/benchmarks/step_time.py teacher=yolo11x.yaml student=yolo11n.yaml imgsz=320 batch=8 rounds=15
 A YAML gets random weights: speed and memory do not depend on them. Threads: OMP_NUM_THREADS, or threads=2.
+losses=cls,box,pkd times other losses than the default ones; what each costs by itself tells loss_cost.py.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,12 +25,14 @@ from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
 
+from yolokd.balance import Balance
 from yolokd.classes import ClassMap
 from yolokd.compat.checkpoint import head_info
 from yolokd.criterion import DistillationCriterion
-from yolokd.losses.base import DEFAULT_LOSSES, build_losses
+from yolokd.losses.base import DEFAULT_LOSSES, LOSSES, build_losses
 from yolokd.predictions import Pair
 from yolokd.schedule import Schedule
+from yolokd.taps import StudentTaps, entry_depth
 from yolokd.teachers.live import LiveTeacher
 
 Step = Callable[[], None]
@@ -62,31 +66,60 @@ def step_of(model: nn.Module, extra: list[nn.Parameter], batch: dict[str, torch.
     return step
 
 
-def arms(teacher: str, student: str, batch: dict[str, torch.Tensor], precision: str) -> dict[str, Step]:
-    """One step function an arm, and the bare forward pass of the fused teacher."""
-    device, amp = batch["img"].device, batch["img"].is_cuda
-    imgsz = batch["img"].shape[-1]
+def student_of(path: str, imgsz: int, device: torch.device) -> nn.Module:
+    """A student in training mode with its own criterion."""
+    model = load_checkpoint(path)[0].to(device).requires_grad_(True).train()
+    model.args = IterableSimpleNamespace(**{**DEFAULT_CFG_DICT, "imgsz": imgsz})
+    model.criterion = model.init_criterion()
+    return model
 
-    def build() -> nn.Module:
-        model = load_checkpoint(student)[0].to(device).requires_grad_(True).train()
-        model.args = IterableSimpleNamespace(**{**DEFAULT_CFG_DICT, "imgsz": imgsz})
-        model.criterion = model.init_criterion()
-        return model
 
-    native = DistillationModel(teacher_model=teacher, student_model=build()).train()
-    ours = build()
-    live = LiveTeacher(load_checkpoint(teacher)[0], device, precision, teacher)
-    if precision == "auto" and amp:
+def teacher_of(path: str, device: torch.device, precision: str) -> LiveTeacher:
+    """The teacher in the precision that a training run would give it."""
+    live = LiveTeacher(load_checkpoint(path)[0], device, precision, path)
+    if precision == "auto" and device.type == "cuda":
         live.to_precision(torch.float16)
-    losses = build_losses(DEFAULT_LOSSES, {}, Pair(head_info(ours), live.info), 0).to(device)
-    classes = ClassMap.by_name(live.info.names, ours.names)
-    plan = Schedule("constant", 1e9, 0)
-    ours.criterion = DistillationCriterion(
-        ours.criterion, live, losses, DEFAULT_LOSSES, classes, head_info(ours).strides, plan
+    return live
+
+
+def losses_of(names: Mapping[str, float], student: nn.Module, live: LiveTeacher, device: torch.device) -> nn.ModuleDict:
+    """The losses of a pair; the teacher lends its head where one of them needs it."""
+    losses = build_losses(names, {}, Pair(head_info(student), live.info), 0).to(device)
+    live.open((), entry_depth(losses))
+    return losses
+
+
+def criterion_of(
+    student: nn.Module, live: LiveTeacher, losses: nn.ModuleDict, depth: int | None
+) -> DistillationCriterion:
+    """The criterion as the trainer builds it, without the steps in which gradients are measured."""
+    gains = {name: LOSSES[name].gain for name in losses}
+    return DistillationCriterion(
+        student.criterion,
+        live,
+        losses,
+        ClassMap.by_name(live.info.names, student.names),
+        head_info(student).strides,
+        Schedule("constant", 1e9, 0),
+        Balance(None, gains),
+        taps=StudentTaps(student, (), depth),
+        watch=False,
     )
-    print(f"teacher in {live.dtype}, losses {dict(DEFAULT_LOSSES)}", flush=True)
+
+
+def arms(
+    teacher: str, student: str, batch: dict[str, torch.Tensor], precision: str, names: Mapping[str, float]
+) -> dict[str, Step]:
+    """One step function an arm, and the bare forward pass of the fused teacher."""
+    device, amp, imgsz = batch["img"].device, batch["img"].is_cuda, batch["img"].shape[-1]
+    native = DistillationModel(teacher_model=teacher, student_model=student_of(student, imgsz, device)).train()
+    ours = student_of(student, imgsz, device)
+    live = teacher_of(teacher, device, precision)
+    losses = losses_of(names, ours, live, device)
+    ours.criterion = criterion_of(ours, live, losses, entry_depth(losses))
+    print(f"teacher in {live.dtype}, losses {dict(names)}", flush=True)
     return {
-        "plain": step_of(build(), [], batch, amp),
+        "plain": step_of(student_of(student, imgsz, device), [], batch, amp),
         "native": step_of(native, [], batch, amp),
         "yolokd": step_of(ours, list(losses.parameters()), batch, amp),
         "teacher": lambda: (live.forward(batch["img"]), None)[1],
@@ -128,13 +161,19 @@ def report(found: dict[str, dict[str, float]], device: torch.device) -> None:
         print(f"peak resident memory of the process {resident:.2f} GiB")
 
 
-def main(*options: str) -> None:
+def settings(*options: str) -> dict[str, str]:
+    """What was asked for, with the defaults."""
     asked = {"teacher": "yolo11x.yaml", "student": "yolo11n.yaml", "imgsz": "320", "batch": "8", "rounds": "15"}
     asked |= {"device": "cuda" if torch.cuda.is_available() else "cpu", "precision": "auto", "threads": "", "out": ""}
     asked |= dict(option.split("=", 1) for option in options)
     if asked["threads"]:
         torch.set_num_threads(int(asked["threads"]))
-    device = torch.device(asked["device"])
+    return asked | {"threads": str(torch.get_num_threads()), "torch": str(torch.__version__)}
+
+
+@contextmanager
+def checkpoints(asked: Mapping[str, str]) -> Iterator[list[str]]:
+    """Checkpoints of teacher and student; those of a YAML last as long as the context."""
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for role in ("teacher", "student"):
@@ -142,15 +181,27 @@ def main(*options: str) -> None:
             if asked[role].endswith(".yaml"):
                 files[-1] = str(Path(folder) / f"{role}.pt")
                 YOLO(asked[role]).save(files[-1])
+        yield files
+
+
+def write(asked: Mapping[str, str], found: Mapping[str, Mapping[str, float]]) -> None:
+    """The JSON of ``out=``."""
+    if asked["out"]:
+        kept = {key: value for key, value in asked.items() if key != "out"}
+        Path(asked["out"]).write_text(json.dumps({"settings": kept, "seconds": found}, indent=1) + "\n")
+
+
+def main(*options: str) -> None:
+    asked = settings("losses=" + ",".join(DEFAULT_LOSSES), *options)
+    names = {name: LOSSES[name].gain for name in asked["losses"].split(",")}
+    device = torch.device(asked["device"])
+    with checkpoints(asked) as (teacher, student):
         batch = made_up_batch(int(asked["imgsz"]), int(asked["batch"]), device)
-        steps = arms(files[0], files[1], batch, asked["precision"])
+        steps = arms(teacher, student, batch, asked["precision"], names)
         found = measure(steps, int(asked["rounds"]), device)
-    asked |= {"threads": str(torch.get_num_threads()), "torch": str(torch.__version__)}
     print(yaml.safe_dump(asked, sort_keys=False))
     report(found, device)
-    if asked["out"]:
-        out = Path(asked.pop("out"))
-        out.write_text(json.dumps({"settings": asked, "seconds": found}, indent=1) + "\n")
+    write(asked, found)
 
 
 if __name__ == "__main__":

@@ -36,3 +36,26 @@ def test_iou() -> None:
     assert iou(a, b).item() == pytest.approx(1 / 3)
     far = torch.tensor([[20.0, 0, 30, 10]])
     assert iou(a, far).item() == pytest.approx(0)
+
+
+def test_generalized_iou_by_hand() -> None:
+    a = torch.tensor([[0.0, 0, 10, 10]])
+    # disjoint: union 200, enclosing box 30 x 10, so 0 - (300 - 200) / 300
+    assert iou(a, torch.tensor([[20.0, 0, 30, 10]]), generalized=True).item() == pytest.approx(-1 / 3)
+    # corner to corner: 25 of 175, enclosing box 15 x 15
+    assert iou(a, torch.tensor([[5.0, 5, 15, 15]]), generalized=True).item() == pytest.approx(1 / 7 - 50 / 225)
+    # one inside the other: the enclosing box is the union, so plain IoU
+    assert iou(a, torch.tensor([[0.0, 0, 10, 5]]), generalized=True).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("side", "expected", "off"), [(300.0, 1.0, 1e-6), (1.0, 1.0, 1e-6), (0.01, 0.999, 1e-4)])
+def test_generalized_iou_of_equal_boxes(side: float, expected: float, off: float) -> None:
+    # Ultralytics adds 1e-7 to areas: for a hundredth of a pixel, area 1e-4, a thousandth is missing
+    box = torch.tensor([[3.0, 2.0, 3.0 + side, 2.0 + side]])
+    assert iou(box, box, generalized=True).item() == pytest.approx(expected, abs=off)
+
+
+def test_generalized_iou_without_area() -> None:
+    point = torch.zeros(1, 4)
+    assert iou(point, point, generalized=True).item() == pytest.approx(0)
+    assert iou(point, point + 5, generalized=True).item() == pytest.approx(-1)

@@ -59,6 +59,7 @@ def test_head_info_of_each_kind(toy_student: Path) -> None:
     assert (info.strides, info.widths, info.reg_max, info.end2end) == ((8, 16, 32), (64, 128, 256), 16, False)
     assert info.names == NAMES
     assert all(type(stride) is int for stride in info.strides)
+    assert info.hidden == (((64,) * 3, (64,) * 3),) * 2  # three classes: Ultralytics' class branch is 64 wide then
     p2 = head_info(build_student("yolov8n-p2.yaml"))
     assert p2.strides == (4, 8, 16, 32)
     one2one = head_info(build_student("yolo26n.yaml"))

@@ -1,28 +1,12 @@
-import os
-from pathlib import Path
-
 import pytest
 import torch
-import ultralytics.engine.trainer as engine
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
 from tests.conftest import NAMES
 from yolokd.adapters import add_to_optimizer
-from yolokd.compat.training import (
-    PARTIAL,
-    AssignmentTap,
-    atomic_replace,
-    atomic_strip,
-    begin_folder,
-    branch_losses,
-    branches,
-    commit,
-    freeze,
-    plain_optimizer,
-    recover,
-)
+from yolokd.compat.training import AssignmentTap, branch_losses, branches, freeze, plain_optimizer, settle_rate
 
 
 def detector(cfg: str) -> DetectionModel:
@@ -119,102 +103,20 @@ def test_plain_optimizer_hides_the_adapters_and_brings_them_back() -> None:
         pass
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("old")
+@pytest.mark.parametrize("cos_lr", [False, True])
+def test_the_learning_rate_ends_where_the_refinement_begins(cos_lr: bool) -> None:
+    from ultralytics.engine.trainer import BaseTrainer
 
-    def torn(partial: Path) -> None:
-        partial.write_text("ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        atomic_replace(path, torn)
-    assert path.read_text() == "old"
-    atomic_replace(path, lambda partial: partial.write_text("new"))
-    assert path.read_text() == "new"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-
-
-def test_strip_is_by_rename_and_only_inside(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
-    torch.save({"model": None, "ema": detector("yolo11n.yaml"), "optimizer": {"x": 1}, "epoch": 3}, path)
-    outside, inode = engine.strip_optimizer, path.stat().st_ino
-    with atomic_strip():
-        assert engine.strip_optimizer(path)["epoch"] == -1
-    assert engine.strip_optimizer is outside
-    assert path.stat().st_ino != inode
-    assert torch.load(path, weights_only=False)["optimizer"] is None
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
-
-
-@pytest.mark.parametrize("moved", [0, 1, 2])
-def test_a_set_of_checkpoints_arrives_whole_whenever_the_kill_comes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
-) -> None:
-    weights = tmp_path / "weights"
-    stage = weights / PARTIAL
-    stage.mkdir(parents=True)
-    (weights / "last.pt").write_text("old")
-    for name in ("last.pt", "best.pt", "epoch1.pt"):
-        (stage / name).write_text("new")
-    replace, done = Path.replace, []
-
-    def until(self: Path, target: Path) -> Path:
-        done.append(self.name)
-        if len(done) > 1 + moved:  # the stage's own rename, then the files
-            raise KeyboardInterrupt
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", until)
-    with pytest.raises(KeyboardInterrupt):
-        commit(stage, weights)
-    monkeypatch.undo()
-    assert (weights / "last.pt").read_text() == "old"
-    recover(weights)
-    assert files(weights) == {"last.pt": "new", "best.pt": "new", "epoch1.pt": "new"}
-
-
-def test_recover_discards_what_is_torn_older_or_not_wanted(tmp_path: Path) -> None:
-    weights = tmp_path / "weights"
-
-    def leave(stage: str) -> Path:
-        (weights / stage).mkdir(parents=True)
-        (weights / stage / "last.pt").write_text("staged")
-        return weights / stage / "last.pt"
-
-    recover(weights)  # no folder yet
-    leave(PARTIAL)
-    (weights / f".last.pt.1{PARTIAL}").write_text("torn")
-    (tmp_path / f".results.csv.2{PARTIAL}").write_text("torn")
-    recover(weights)
-    assert files(tmp_path) == {}
-    leave(".complete")
-    recover(weights, forward=False)
-    assert files(tmp_path) == {}
-    overtaken = leave(".complete")
-    os.utime(overtaken, (1, 1))
-    (weights / "last.pt").write_text("newer")
-    recover(weights)
-    assert files(tmp_path) == {"weights/last.pt": "newer"}
-
-
-def test_a_run_folder_appears_with_its_first_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "project" / "train"
-    left = tmp_path / "project" / f".train{PARTIAL}"
-    left.mkdir(parents=True)
-    (left / "torn").write_text("of a killed run")
-    rename = Path.replace
-
-    def watch(self: Path, target: Path) -> Path:
-        assert not folder.exists()
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "replace", watch)
-    begin_folder(folder, "a.yaml", "one")
-    monkeypatch.undo()
-    (folder / "other").write_text("stays")
-    begin_folder(folder, "a.yaml", "two")
-    assert files(tmp_path) == {"project/train/a.yaml": "two", "project/train/other": "stays"}
+    trainer = BaseTrainer.__new__(BaseTrainer)
+    trainer.args = DEFAULT_CFG.__class__(**{**vars(DEFAULT_CFG), "cos_lr": cos_lr, "lrf": 0.1})
+    trainer.epochs, trainer.optimizer = 10, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    trainer._setup_scheduler()
+    whole = trainer.lf
+    settle_rate(trainer, 4)
+    # Ten epochs' fall happens in six; then the final rate stays.
+    assert [trainer.lf(epoch) for epoch in (0, 3)] == pytest.approx([whole(0), whole(5)])
+    assert [trainer.lf(epoch) for epoch in (6, 7, 9, 10)] == pytest.approx([0.1] * 4)
+    for _ in range(8):
+        trainer.optimizer.step()
+        trainer.scheduler.step()
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)

@@ -12,7 +12,9 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from tests.test_trainer import overrides, rows
+from yolokd.balance import CAP
 from yolokd.errors import UserError
+from yolokd.losses.base import LOSSES
 from yolokd.sidecar import load_sidecar
 from yolokd.trainer import DistillationTrainer
 
@@ -45,6 +47,36 @@ def test_losses_none_is_a_plain_run(toy_data: Path, toy_student: Path, tmp_path:
     drop = ("time",)
     a, b = ([{k: v for k, v in r.items() if k not in drop} for r in rows(t.save_dir)] for t in (ours, plain))
     assert a == b
+
+
+def test_every_loss_at_once_balanced_tapped_and_refined(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path
+) -> None:
+    keys = {"losses": ",".join(LOSSES), "balance": 0.1, "taps": "4:4,6:6", "refine_epochs": 1, "guard_patience": 1}
+    args = overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher), epochs=4, warmup_epochs=1, **keys)
+    first = DistillationTrainer(overrides=args)
+    run_until(first, "on_model_save", 1)
+    weights = first.wdir / "last.pt"
+    assert b"yolokd" not in weights.read_bytes().replace(str(first.save_dir).encode(), b"")
+    second = DistillationTrainer(overrides={"resume": str(weights), "mode": "train"})
+    second.train()
+    assert second.criterion is not None
+    assert second.criterion.balance.share == 0.1
+    table = rows(second.save_dir)
+    for name, info in LOSSES.items():
+        values = [float(row[f"train/kd_{name}_loss"]) for row in table]
+        assert values[3] == 0, name  # refined on ground truth alone
+        if name in ("box", "iou"):  # the teacher's box may be the worse one everywhere, between random weights
+            continue
+        assert values[1] > 0, name
+        gain, share = (float(table[1][f"balance/{name}_{key}"]) for key in ("gain", "share"))
+        # Random networks are far from what the table's gains are made for: then a gain stops at its cap.
+        capped = gain == pytest.approx(info.gain * CAP) or gain == pytest.approx(info.gain / CAP)
+        assert capped or share == pytest.approx(0.1, rel=0.01), name
+    assert float(table[3]["lr/pg0"]) == pytest.approx(
+        second.args.lrf * float(second.optimizer.param_groups[0]["initial_lr"]), rel=1e-3
+    )
+    assert YOLO(second.best).predict(torch.zeros(1, 3, 64, 64), verbose=False)[0].boxes is not None
 
 
 @pytest.mark.parametrize("event", ["on_train_epoch_end", "on_model_save"])

@@ -45,17 +45,19 @@ def encode(boxes: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
     return distances
 
 
-def iou(a: Tensor, b: Tensor) -> Tensor:
+def iou(a: Tensor, b: Tensor, *, generalized: bool = False) -> Tensor:
     """Overlap of the boxes of two lists, one by one.
 
     Args:
         a: ``(..., 4)`` (x1, y1, x2, y2).
         b: the same shape, or one that broadcasts against it.
+        generalized: GIoU, which falls below 0 as the two move apart.
 
     Returns:
-        ``(...)`` overlaps in [0, 1].
+        ``(...)`` overlaps in [0, 1], generalized ones in [-1, 1]. Equal boxes of at least a pixel have 1 but for
+        rounding; smaller ones less, since 1e-7 is added to heights and areas, down to 0 for boxes without area.
     """
-    overlap: Tensor = bbox_iou(a, b, xywh=False)
+    overlap: Tensor = bbox_iou(a, b, xywh=False, GIoU=generalized)
     return overlap.squeeze(-1)
 
 

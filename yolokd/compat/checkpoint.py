@@ -19,6 +19,7 @@ from ultralytics.utils import downloads as ultralytics_downloads
 from ultralytics.utils.checks import check_model_file_from_stem
 
 from yolokd.compat.refusals import first_line, no_model, refusal, refuse_wrapped, refuse_wrong_kind, unreadable
+from yolokd.compat.taps import hidden_widths
 from yolokd.errors import UserError
 from yolokd.predictions import HeadInfo
 
@@ -102,6 +103,7 @@ def head_info(model: DetectionModel) -> HeadInfo:
         widths=tuple(level[0].conv.in_channels for level in branch),
         reg_max=int(head.reg_max),
         end2end=one2one is not None,
+        hidden=hidden_widths(model),
     )
 
 

@@ -2,12 +2,57 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yolokd.compat.boxes import decode, expected_distances, iou
 from yolokd.predictions import Assigned, Pair, Predictions
+
+
+class _Answers(NamedTuple):
+    """What both heads say at the K anchors that count, and how much each of them counts."""
+
+    student: Tensor  # (K, 4 * reg_max) raw edge logits
+    teacher: Tensor
+    student_distances: Tensor  # (K, 4) strides
+    teacher_distances: Tensor
+    student_box: Tensor  # (K, 4) pixels
+    teacher_box: Tensor
+    strides: Tensor  # (K,) pixels
+    weight: Tensor  # (K,) 0 where the teacher's box is the worse one
+
+    @classmethod
+    def gather(cls, name: str, student: Predictions, teacher: Predictions, assigned: Assigned) -> _Answers:
+        """Decode the few anchors that count, K of B * A; no gradient to the teacher, none through the weight.
+
+        Args:
+            name: of the loss, for the error messages.
+            student: predictions with boxes.
+            teacher: predictions with boxes on the same anchors.
+            assigned: weight, ground truth and anchors.
+
+        Raises:
+            ValueError: no boxes, or another number of anchors.
+        """
+        if student.boxes is None or teacher.boxes is None:
+            raise ValueError(f"{name} needs the box logits of student and teacher")
+        if student.boxes.shape[2] != teacher.boxes.shape[2]:
+            raise ValueError(f"boxes of shape {tuple(student.boxes.shape)} against {tuple(teacher.boxes.shape)}")
+        image, anchor = assigned.weight.nonzero(as_tuple=True)
+        s = student.boxes[image, :, anchor].float()
+        t = teacher.boxes.detach()[image, :, anchor].float()
+        points, strides = assigned.anchors[anchor], assigned.strides[anchor]
+        s_distances, t_distances = expected_distances(s), expected_distances(t)
+        s_box, t_box = decode(s_distances, points, strides), decode(t_distances, points, strides)
+        with torch.no_grad():
+            truth = assigned.boxes[image, anchor]
+            # Without a ground truth (images without labels) there is nothing to judge the teacher by.
+            gate = ~assigned.foreground[image, anchor] | (iou(t_box, truth) >= iou(s_box, truth))
+            weight = assigned.weight[image, anchor] * gate
+        return cls(s, t, s_distances, t_distances, s_box, t_box, strides, weight)
 
 
 class LocalizationKD(nn.Module):
@@ -50,31 +95,67 @@ class LocalizationKD(nn.Module):
 
     def forward(self, student: Predictions, teacher: Predictions, assigned: Assigned) -> Tensor:
         """See the class."""
-        if student.boxes is None or teacher.boxes is None:
-            raise ValueError("box needs the box logits of student and teacher")
-        if student.boxes.shape[2] != teacher.boxes.shape[2]:
-            raise ValueError(f"boxes of shape {tuple(student.boxes.shape)} against {tuple(teacher.boxes.shape)}")
-        # Only the few anchors that count are gathered: K of B * A.
-        image, anchor = assigned.weight.nonzero(as_tuple=True)
-        s = student.boxes[image, :, anchor].float()  # (K, 4 * reg_max)
-        t = teacher.boxes[image, :, anchor].float()
-        points, strides = assigned.anchors[anchor], assigned.strides[anchor]
-        s_distances, t_distances = expected_distances(s), expected_distances(t)
-        s_box, t_box = decode(s_distances, points, strides), decode(t_distances, points, strides)
-        with torch.no_grad():
-            truth = assigned.boxes[image, anchor]
-            # Without a ground truth (images without labels) there is nothing to judge the teacher by.
-            gate = ~assigned.foreground[image, anchor] | (iou(t_box, truth) >= iou(s_box, truth))
-            weight = assigned.weight[image, anchor] * gate
+        at = _Answers.gather("box", student, teacher, assigned)
         if student.reg_max == teacher.reg_max > 1:
-            term = self._divergence(s, t, student.reg_max)
+            term = self._divergence(at.student, at.teacher, student.reg_max)
         else:
-            side = ((t_box[:, 2:] - t_box[:, :2]) / strides[:, None]).mean(1).clamp(min=1)  # strides
-            term = (s_distances - t_distances).abs().mean(1) / side + 1 - iou(s_box, t_box)
-        return (weight * term).sum() / assigned.normalizer
+            sides = at.teacher_box[:, 2:] - at.teacher_box[:, :2]
+            side = (sides / at.strides[:, None]).mean(1).clamp(min=1)  # strides
+            distance = (at.student_distances - at.teacher_distances).abs().mean(1)
+            term = distance / side + 1 - iou(at.student_box, at.teacher_box)
+        return (at.weight * term).sum() / assigned.normalizer
 
     def _divergence(self, student: Tensor, teacher: Tensor, reg_max: int) -> Tensor:
         """KL(teacher || student) a bin distribution, mean of the four edges: ``(K, 4 * reg_max)`` to ``(K,)``."""
         s = (student.view(-1, 4, reg_max) / self.temperature).log_softmax(-1)
         t = (teacher.view(-1, 4, reg_max) / self.temperature).log_softmax(-1)
         return F.kl_div(s, t, reduction="none", log_target=True).sum(-1).mean(1) * self.temperature**2
+
+
+class BoxIoUKD(nn.Module):
+    """Bring the student's decoded box to the teacher's, where the teacher is the better of the two.
+
+    The term is 1 - GIoU of the two boxes: it does not ask how a head writes down an edge, so heads with other bins or
+    none are treated alike, and an error counts by the share of the box that it is, not by strides.
+
+    Sources: Rezatofighi et al., "Generalized Intersection over Union: A Metric and a Loss for Bounding Box
+    Regression", CVPR 2019, https://arxiv.org/abs/1902.09630 (the measure); Yang et al., "Bridging Cross-task Protocol
+    Inconsistency for Distillation in Dense Object Detection", ICCV 2023, https://arxiv.org/abs/2308.14286, and Wang
+    et al., "CrossKD", CVPR 2024, https://arxiv.org/abs/2306.11369 for heads without bins, whose code distils boxes by
+    it. Departures: those compare every anchor, weighted by how far the teacher's class probability is from the
+    student's (the former) or by itself (the latter), and CrossKD's boxes come from the teacher's head; here an anchor
+    counts by the assignment's target score and, as in ``LocalizationKD``, only where the teacher's box fits the ground
+    truth at least as well as the student's (without gradient; no such gate on images without labels). A box turned
+    inside out, which a head without bins can say, counts as one without area.
+
+    Shape:
+        student.boxes: ``(B, 4 * reg_max, A)`` raw logits, edges in (left, top, right, bottom) order.
+        teacher.boxes: the same, or with another reg_max.
+        assigned.weight: ``(B, A)``, not negative, 0 on background.
+        return: ``()``, dimensionless, float32, from 0 to 2; 0 where every weight is 0. Two equal boxes give 0, to
+            rounding, from a pixel upwards, and about ``1e-7 / area`` below, at most 1: Ultralytics' guard against a
+            division by 0.
+
+    Raises:
+        ValueError: no boxes, or another number of anchors.
+    """
+
+    @classmethod
+    def for_pair(cls, pair: Pair) -> BoxIoUKD:
+        """The loss of a pair; both reg_max are read off the predictions."""
+        return cls()
+
+    def forward(self, student: Predictions, teacher: Predictions, assigned: Assigned) -> Tensor:
+        """See the class."""
+        at = _Answers.gather("iou", student, teacher, assigned)
+        overlap = iou(_upright(at.student_box), _upright(at.teacher_box), generalized=True)
+        return (at.weight * (1 - overlap)).sum() / assigned.normalizer
+
+
+def _upright(boxes: Tensor) -> Tensor:
+    """Let no right or bottom edge lie before its left or top one: ``(K, 4)`` to ``(K, 4)``.
+
+    Two boxes that are both inside out would have a positive area, and GIoU no lower bound.
+    """
+    first, second = boxes.chunk(2, -1)
+    return torch.cat([first, first.maximum(second)], -1)

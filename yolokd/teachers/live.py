@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from yolokd.compat.checkpoint import head_info
+from yolokd.compat.taps import LayerTap, reentry
 from yolokd.compat.training import branches, freeze
 from yolokd.errors import UserError
-from yolokd.predictions import HeadInfo, Predictions
+from yolokd.predictions import HeadInfo, Hidden, Predictions
 
 _OUTPUTS = {"scores": "class scores", "boxes": "boxes", "feats": "features"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,6 +71,8 @@ class LiveTeacher:
         self.name = name
         self.info = head_info(model)
         self._model = freeze(model).to(device).to(memory_format=torch.channels_last)
+        self._tap: LayerTap | None = None
+        self._depth: int | None = None
         self.dtype = torch.float32
         self.to_precision(resolve_precision(precision, device))
 
@@ -76,6 +80,18 @@ class LiveTeacher:
         """Convert the weights; the pass from a lower precision back to a higher one restores nothing."""
         self._model.to(dtype=dtype)
         self.dtype = dtype
+
+    def open(self, layers: Sequence[int] = (), depth: int | None = None) -> None:
+        """Give more than the head's outputs from now on.
+
+        Args:
+            layers: also the features of these layers.
+            depth: also lend the head, entered after so many of its convolutions; None: not.
+        """
+        if self._tap is not None:
+            self._tap.remove()
+        self._tap = LayerTap(self._model, layers) if layers else None
+        self._depth = depth
 
     @property
     def model(self) -> nn.Module:
@@ -96,7 +112,17 @@ class LiveTeacher:
         images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
         # Autocast would convert again what is in the wanted precision already.
         with torch.autocast(images.device.type, enabled=False):
-            return branches(self._model(images))[0]
+            said = branches(self._model(images))[0]
+        return replace(
+            said,
+            taps=self._tap.take() if self._tap is not None else None,
+            reenter=self._reenter if self._depth is not None else None,
+        )
+
+    def _reenter(self, hidden: Hidden) -> Predictions:
+        """The head's answer to features that are not its own; the gradient goes through it, not into it."""
+        assert self._depth is not None
+        return reentry(self._model, self.dtype)(hidden, self._depth)
 
 
 def refuse_not_finite(predictions: Predictions, teacher: Teacher) -> None:

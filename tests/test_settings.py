@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolokd import settings
+from yolokd.compat.checkpoint import sha256
+from yolokd.config import build_config
+from yolokd.errors import UserError
+from yolokd.settings import _ENVIRONMENT, handed_down, settle
+from yolokd.sidecar import Sidecar, load_sidecar
+
+ROOT = Path(__file__).parents[1]
+NEW: dict[str, Any] = {
+    "teacher": "t.pt",
+    "losses": "cls,mgd",
+    "mgd.ratio": 0.5,
+    "balance": 0.1,
+    "guard": "off",
+    "refine_epochs": 2,
+    "taps": "4:4,6:6,10:9",
+}
+
+
+def in_the_environment() -> dict[str, Any]:
+    return dict(json.loads(os.environ[_ENVIRONMENT]))
+
+
+def test_settings_stand_in_the_environment_only_while_workers_are_spawned() -> None:
+    config = build_config(NEW)
+    assert _ENVIRONMENT not in os.environ
+    with handed_down(config, Sidecar({}, "abc")):
+        handed = in_the_environment()
+    assert handed["sha256"] == "abc"
+    assert handed["config"]["taps"] == [[4, 4], [6, 6], [10, 9]]
+    assert _ENVIRONMENT not in os.environ
+
+
+def test_settings_leave_the_environment_after_a_failure_too() -> None:
+    def spawn() -> None:
+        with handed_down(build_config(NEW), Sidecar({}, "abc")):
+            assert _ENVIRONMENT in os.environ
+            raise RuntimeError("a worker died")
+
+    with pytest.raises(RuntimeError, match="a worker died"):
+        spawn()
+    assert _ENVIRONMENT not in os.environ
+
+
+@pytest.mark.parametrize("ours", [NEW, {"teacher": "t.pt"}, {"losses": "none"}])
+def test_a_worker_reads_exactly_the_settings_of_its_parent(ours: dict[str, Any]) -> None:
+    config = build_config(ours)
+    theirs = {"epochs": 3, "model": "s.pt"}
+    with handed_down(config, Sidecar(config.to_dict(), "abc")):
+        read, sidecar, rest = settle(theirs, worker=True)
+    assert read == config
+    assert (dict(sidecar.config), sidecar.teacher_sha256) == (json.loads(json.dumps(config.to_dict())), "abc")
+    assert rest == theirs
+
+
+def test_a_process_of_its_own_reads_them_from_the_environment() -> None:
+    config = build_config(NEW)
+    code = "from yolokd.settings import settle; print(settle({}, worker=True)[0].to_yaml())"
+    with handed_down(config, Sidecar({}, "")):
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == config.to_yaml().strip()
+
+
+def test_only_a_worker_looks_into_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with handed_down(build_config(NEW), Sidecar({}, "")), pytest.raises(UserError, match="teacher= is missing"):
+        settle({"losses": "cls"}, worker=False)
+    with pytest.raises(UserError, match="teacher= is missing"):  # a worker that no parent of ours began
+        settle({"losses": "cls"}, worker=True)
+
+
+def test_what_is_asked_for_anew(toy_teacher: Path, toy_student: Path, toy_data: Path, here: Path) -> None:
+    shutil.copy(toy_teacher, here / "t.pt")
+    theirs = {"model": str(toy_student), "data": str(toy_data), "imgsz": 64, "device": "cpu", "epochs": 3}
+    config, sidecar, rest = settle({**NEW, **theirs}, worker=False)
+    assert config.teacher == str((here / "t.pt").resolve())  # absolute, to be found from another folder
+    assert (config.taps, config.balance, config.closing) == (((4, 4), (6, 6), (10, 9)), 0.1, 2)
+    assert (dict(sidecar.config), sidecar.teacher_sha256) == (config.to_dict(), sha256(toy_teacher))
+    assert rest == theirs
+
+
+def test_a_plain_run(toy_student: Path, toy_data: Path) -> None:
+    theirs = {"model": str(toy_student), "data": str(toy_data), "epochs": 3}
+    config, sidecar, rest = settle({"losses": "none", "refine_epochs": 1, **theirs}, worker=False)
+    assert config.losses == {}
+    assert (dict(sidecar.config), sidecar.teacher_sha256) == (config.to_dict(), "")
+    assert rest == theirs
+
+
+@pytest.mark.parametrize("key", ["kd_close", "refine_epochs"])
+@pytest.mark.parametrize(
+    ("theirs", "said"), [({"epochs": 3}, "epochs=3: every gain is zero"), ({"time": 0.1}, "with time=0.1 nobody knows")]
+)
+def test_the_end_is_checked_before_any_file_is_read(
+    key: str, theirs: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "preflight", lambda *args: pytest.fail("files were read"))
+    with pytest.raises(UserError, match=said):
+        settle({"teacher": "nowhere.pt", key: 3, **theirs}, worker=False)
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """The weights of a run that has begun, and its teacher beside them."""
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"a teacher")
+    config = build_config({**NEW, "teacher": str(teacher)})
+    Sidecar(config.to_dict(), sha256(teacher), {3: {}}).save(tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def test_a_resumed_run_goes_on_with_its_own_settings(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(settings.LOGGER, "warning", said.append)
+    asked = {"resume": str(begun / "last.pt"), "losses": "cls", "balance": "off", "teacher_precision": "fp32"}
+    config, sidecar, theirs = settle(asked, worker=False)
+    assert config == build_config({**NEW, "teacher": str(begun.parent / "teacher.pt"), "teacher_precision": "fp32"})
+    assert sidecar.records == load_sidecar(begun).records
+    assert dict(sidecar.config) == config.to_dict()
+    assert theirs == {"resume": str(begun / "last.pt")}
+    assert said == ["Resume ignores balance, losses: the run goes on with the settings it began with."]
+
+
+def test_the_teacher_may_have_moved_but_not_changed(begun: Path) -> None:
+    teacher = begun.parent / "teacher.pt"
+    moved = teacher.rename(begun.parent / "moved.pt")
+    asked = {"resume": str(begun / "last.pt")}
+    with pytest.raises(UserError, match="no such file"):
+        settle(asked, worker=False)
+    config, sidecar, _ = settle({**asked, "teacher": str(moved)}, worker=False)
+    assert config.teacher == sidecar.config["teacher"] == str(moved)
+    moved.write_bytes(b"another teacher")
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        settle({**asked, "teacher": str(moved)}, worker=False)
+
+
+def test_a_resumed_plain_run_needs_no_teacher(tmp_path: Path) -> None:
+    config = build_config({"losses": "none", "refine_epochs": 1})
+    Sidecar(config.to_dict(), "").save(tmp_path / "weights")
+    assert settle({"resume": str(tmp_path / "weights" / "last.pt")}, worker=False)[0] == config
+
+
+def test_a_plain_run_cannot_be_all_refinement(toy_data: Path, toy_student: Path) -> None:
+    keys = {"model": str(toy_student), "data": str(toy_data), "losses": "none", "refine_epochs": 3}
+    with pytest.raises(UserError, match="refine_epochs=3 with epochs=3: nothing comes before the refinement"):
+        settle({**keys, "epochs": 3}, worker=False)
+    assert settle({**keys, "epochs": 4}, worker=False)[0].refine_epochs == 3
