@@ -1,6 +1,6 @@
-"""Sum up the CSV of aquarium.py: mean an arm, and its paired difference to plain with a 95 % t interval over seeds.
+"""Sum up the CSVs of aquarium.py and losses.py: mean an arm, its paired difference to plain, a 95 % t interval.
 
-python examples/benchmarks/summary.py examples/benchmarks/results/aquarium.csv [column]
+python examples/benchmarks/summary.py examples/benchmarks/results/aquarium.csv[,results/losses.csv] [column]
 """
 
 import csv
@@ -8,13 +8,14 @@ import statistics
 import sys
 from pathlib import Path
 
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 % t quantiles by number of seeds
+T95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # two-sided 95 % t quantiles by number of seeds
 
 
-def main(table: str, column: str = "both_map") -> None:
+def main(tables: str, column: str = "both_map") -> None:
     runs: dict[str, dict[str, float]] = {}
-    for row in csv.DictReader(Path(table).read_text(encoding="utf-8").splitlines()):
-        runs.setdefault(row["arm"], {})[row["seed"]] = 100 * float(row[column])
+    for table in tables.split(","):
+        for row in csv.DictReader(Path(table).read_text(encoding="utf-8").splitlines()):
+            runs.setdefault(row["arm"], {})[row["seed"]] = 100 * float(row[column])
     for arm, by_seed in runs.items():
         shared = sorted(set(by_seed) & set(runs["plain"]))
         gains = [by_seed[seed] - runs["plain"][seed] for seed in shared]

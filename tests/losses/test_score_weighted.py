@@ -93,7 +93,7 @@ def test_zero_where_the_projection_is_the_teacher() -> None:
     loss = ScoreWeightedL2.for_pair(pair())
     adapted = tuple(p(f).detach() for p, f in zip(loss.projector, predictions().feats or (), strict=True))
     result = loss(predictions(), Predictions(teacher.scores, None, adapted), assignment())
-    assert result.item() == 0
+    assert result.item() == pytest.approx(0, abs=1e-12)  # a convolution and a product of matrices differ in rounding
 
 
 def test_a_teacher_that_sees_nothing_teaches_nothing() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from yolokd.adapters import adapted_rows, product_dtype, rows
 from yolokd.predictions import Assigned, Pair, Predictions
 
 
@@ -69,9 +72,15 @@ class ScoreWeightedL2(nn.Module):
         sure = torch.split(teacher.scores.float().amax(1).sigmoid(), positions, 1)  # a (B, H_l * W_l) a level
         total = student.feats[0].new_zeros((), dtype=torch.float32)
         for project, s, t, weight in zip(self.projector, student.feats, teacher.feats, sure, strict=True):
-            projected = project(s.float())
-            if projected.shape != t.shape:
-                raise ValueError(f"projected student level {tuple(projected.shape)} against {tuple(t.shape)}")
-            error = (projected - t.float()).square().sum(1).flatten(1)  # (B, H_l * W_l)
-            total = total + (error * weight).sum() / (weight.sum() * t.shape[1] + 1e-9)
+            if (s.shape[0], project[-1].out_channels, *s.shape[2:]) != t.shape:
+                raise ValueError(f"projected student level of {tuple(s.shape)} against teacher level {tuple(t.shape)}")
+            error = (self._project(project, s, product_dtype(t)) - rows(t).float()).square().sum(1)  # (B * H_l * W_l,)
+            total = total + (error * weight.flatten()).sum() / (weight.sum() * t.shape[1] + 1e-9)
         return total
+
+    @staticmethod
+    def _project(project: Any, level: Tensor, dtype: torch.dtype) -> Tensor:
+        """The two convolutions as products of matrices: ``(B, C, H, W)`` to ``(B * H * W, D)`` in float32."""
+        first, _, second = project
+        hidden = F.linear(rows(level).to(dtype), first.weight.flatten(1).to(dtype), first.bias.to(dtype)).relu()
+        return adapted_rows(hidden, second.weight.flatten(1), second.bias, dtype)
