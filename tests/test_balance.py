@@ -322,3 +322,15 @@ def test_ranks_agree_on_the_gains_of_the_whole_batch(tmp_path: Path) -> None:
     assert first["balance/a_gain"] == pytest.approx(2.5)
     assert first["balance/a_cosine"] == pytest.approx(0.6)
     assert first["balance/b_gain"] == 1
+
+
+def test_a_line_for_the_log_of_a_balanced_run() -> None:
+    balance, fixed = Balance(0.1, {"a": 1.0, "b": 2.0}), Balance(None, {"a": 1.0})
+    assert balance.line() == ""  # nothing measured yet
+    for each in (balance, fixed):
+        each.begin_epoch()
+    step(balance, [3.0, 4.0], a=[1.0, 0.0], b=[0.0, -5.0])
+    step(fixed, [3.0, 4.0], a=[1.0, 0.0])
+    # |detection| is 5: a has 1 and a cosine of 3/5, b has 5 and -4/5.
+    assert balance.line() == "balance=0.1: gains a 0.5 (cosine +0.60), b 0.1 (cosine -0.80)"
+    assert fixed.line() == ""

@@ -173,6 +173,13 @@ class Balance:
             row[f"balance/{name}_cosine"] = one.cosine
         return row
 
+    def line(self) -> str:
+        """For the log of a balanced run: gain and cosine of each loss; empty where the gains are fixed or not measured."""
+        if self.share is None or not self._measured:
+            return ""
+        each = (f"{name} {self.gains[name]:.3g} (cosine {m.cosine:+.2f})" for name, m in self._measured.items())
+        return f"balance={self.share:g}: gains {', '.join(each)}"
+
     def warnings(self) -> list[str]:
         """What is out of proportion after this epoch's window, each loss once a kind; to be asked at an epoch's end."""
         said = []

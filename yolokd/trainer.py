@@ -221,6 +221,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         fitness = None if self.fitness is None else float(self.fitness)
         for line in self.criterion.end_epoch(fitness):
             LOGGER.warning(line)
+        if line := self.criterion.balance.line():
+            LOGGER.info(line)
         super().save_metrics({**metrics, **self.criterion.balance.columns()})
 
     def progress_string(self) -> str:
