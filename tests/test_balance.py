@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolokd.balance import CAP, STEPS, Balance, gradients
+from yolokd.balance import CAP, STEPS, WATCHED, Balance, gradients
 
 
 def leaf(*values: float) -> Tensor:
@@ -169,7 +169,7 @@ def test_the_median_of_the_window(ratios: list[float], gain: float) -> None:
 def test_cap() -> None:
     balance = Balance(1.0, {"a": 3.0, "b": 3.0})
     step(balance, [1], a=[1e-9], b=[1e9])
-    assert balance.gains == pytest.approx({"a": 3 * CAP, "b": 3 / CAP})
+    assert balance.gains == pytest.approx({"a": 3 * CAP, "b": 1e-9})  # what is far too strong is tamed without limit
     assert balance.columns()["balance/a_share"] == pytest.approx(3 * CAP * 1e-9)
 
 
@@ -259,9 +259,12 @@ def test_warnings_name_the_term_once_a_kind() -> None:
     assert balance.warnings() == []  # nothing measured yet
     step(balance, [1], strong=[0.2], weak=[9e-4], fine=[0.1], silent=[0])
     assert balance.warnings() == [
-        "The distillation loss strong dominates: its gradient on the student is 0.6 of the detection loss's at gain 3.",
-        "The distillation loss weak vanishes: its gradient on the student is 0.0009 of the detection loss's at gain 1.",
-        "The distillation loss silent vanishes: its gradient on the student is 0 of the detection loss's at gain 1.",
+        "The distillation loss strong dominates: its gradient on the student is 0.6 of the detection loss's at gain 3; "
+        "a smaller gain, or balance=0.1, lets both be heard.",
+        "The distillation loss weak vanishes: its gradient on the student is 0.0009 of the detection loss's at gain 1; "
+        "it costs time and teaches nothing.",
+        "The distillation loss silent vanishes: its gradient on the student is 0 of the detection loss's at gain 1; "
+        "it costs time and teaches nothing.",
     ]
     balance.begin_epoch()
     step(balance, [1], strong=[0.2], weak=[9e-4], fine=[0.1], silent=[0])
@@ -287,7 +290,7 @@ def test_state_round_trip() -> None:
     state = json.loads(json.dumps(balance.state()))
     other = Balance(0.1, {"a": 1.0, "b": 2.0})
     other.load(state)
-    assert other.columns() == balance.columns()
+    assert other.gains == balance.gains
     assert other.state() == balance.state()
     assert other.due(0.3)  # the ramp is behind it
     step(other, [1], a=[0.1], b=[1e-12])  # a wants 1; from 0.05 it doubles
@@ -334,3 +337,22 @@ def test_a_line_for_the_log_of_a_balanced_run() -> None:
     # |detection| is 5: a has 1 and a cosine of 3/5, b has 5 and -4/5.
     assert balance.line() == "balance=0.1: gains a 0.5 (cosine +0.60), b 0.1 (cosine -0.80)"
     assert fixed.line() == ""
+
+
+def test_what_was_asked_for_is_not_warned_of() -> None:
+    balance = Balance(0.8, {"a": 1.0, "dead": 1.0})
+    step(balance, [1], a=[1], dead=[1e-9])
+    assert [text.split(":")[0] for text in balance.warnings()] == ["The distillation loss dead vanishes"]
+
+
+def test_an_epoch_without_a_measurement_has_no_share_and_no_line() -> None:
+    balance = Balance(0.1, {"a": 1.0})
+    epoch(balance, 1.0)
+    assert balance.columns()["balance/a_share"] == pytest.approx(0.1)
+    balance.begin_epoch()
+    assert balance.columns() == {"balance/a_gain": pytest.approx(0.1), "balance/a_share": 0, "balance/a_cosine": 0}
+    assert balance.line() == ""
+
+
+def test_fixed_gains_are_watched_in_fewer_steps() -> None:
+    assert sum(asked(Balance(None, {"a": 1.0}), [1] * 9)) == WATCHED < STEPS

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -203,3 +204,11 @@ def test_epochs_at_the_end_need_a_known_end(key: str) -> None:
 
 def test_a_plain_run_may_close_as_early_as_it_likes() -> None:
     check_against_epochs(build_config({"losses": "none", "kd_close": 3}), 3)
+
+
+def test_balance_needs_epochs_after_the_ramp() -> None:
+    config = build_config({"teacher": "t.pt", "losses": "cls", "balance": 0.1, "kd_close": 7})
+    with pytest.raises(UserError, match=r"after the warm-up of 3 epochs, and kd_close=7 of 10 epochs leaves nothing"):
+        check_against_epochs(config, 10, warmup=3.0)
+    check_against_epochs(config, 11, warmup=3.0)
+    check_against_epochs(replace(config, balance=None), 10, warmup=3.0)

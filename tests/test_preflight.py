@@ -167,3 +167,10 @@ def test_checks_name_the_classes_that_the_teacher_lacks(toy_student: Path, toy_d
     text = checks_text(run(teacher, toy_student, toy_data), 0.2, 0.1)
     assert "does not know green, blue" in text
     assert f"yolo detect train model={teacher}" in text
+
+
+def test_the_lines_say_which_losses_look_where(toy_teacher: Path, toy_student: Path, toy_data: Path) -> None:
+    report = run(toy_teacher, toy_student, toy_data, {"losses": "cls,cwd,sl2", "taps": "4,6:6"})
+    assert "taps: cwd at layers 4:4, 6:6 (student:teacher); sl2 at the pyramid" in report.lines
+    report = run(toy_teacher, toy_student, toy_data, {"losses": "cls,cwd", "taps": "4"})
+    assert "taps: cwd at layers 4:4 (student:teacher)" in report.lines

@@ -82,7 +82,7 @@ def test_only_a_worker_looks_into_the_environment(monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_asked_for_anew(toy_teacher: Path, toy_student: Path, toy_data: Path, here: Path) -> None:
     shutil.copy(toy_teacher, here / "t.pt")
-    theirs = {"model": str(toy_student), "data": str(toy_data), "imgsz": 64, "device": "cpu", "epochs": 3}
+    theirs = {"model": str(toy_student), "data": str(toy_data), "imgsz": 64, "device": "cpu", "epochs": 9}
     config, sidecar, rest = settle({**NEW, **theirs}, worker=False)
     assert config.teacher == str((here / "t.pt").resolve())  # absolute, to be found from another folder
     assert (config.taps, config.balance, config.closing) == (((4, 4), (6, 6), (10, 9)), 0.1, 2)

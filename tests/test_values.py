@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
 
 from yolokd.errors import UserError
 from yolokd.values import (
@@ -69,6 +70,7 @@ def test_what_counts_no_epochs(value: Any) -> None:
         ({"balance": "none"}, None),
         ({"balance": False}, None),  # YAML's reading of a bare off
         ({"balance": None}, None),
+        ({"balance": 0}, None),
         ({"balance": 0.1, "losses": "cls,cwd"}, 0.1),
         ({"balance": 0.1, "losses": {"cls": None, "cwd": None}}, 0.1),
         ({"balance": "off", "losses": "cls:1"}, None),
@@ -80,7 +82,7 @@ def test_the_share_of_balance(ours: dict[str, Any], share: float | None) -> None
     assert read is None or isinstance(read, float)
 
 
-@pytest.mark.parametrize("value", [0, 2, 1.01, -0.1, "x", "0.1", True, float("nan"), float("inf"), [0.1]])
+@pytest.mark.parametrize("value", [2, 1.01, -0.1, "x", "0.1", True, float("nan"), float("inf"), [0.1]])
 def test_what_is_no_share(value: Any) -> None:
     error = refusal(lambda problems: balance_share({"balance": value}, GAINS, problems))
     assert error.problem == f"balance={value} is not a share."
@@ -123,7 +125,7 @@ def test_the_guard_and_its_patience(ours: dict[str, Any], patience: int | None) 
     assert accepted(lambda problems: guard_patience(ours, problems)) == patience
 
 
-@pytest.mark.parametrize("value", ["maybe", "", 1, 0, 3.5])
+@pytest.mark.parametrize("value", ["maybe", "", 1, 3.5])
 def test_a_guard_that_is_neither_on_nor_off(value: Any) -> None:
     error = refusal(lambda problems: guard_patience({"guard": value}, problems))
     assert error.problem == f"guard={value} is neither on nor off."
@@ -222,3 +224,10 @@ def test_what_is_no_map_of_class_names(written: Any) -> None:
     error = refusal(lambda problems: class_names(written, problems))
     assert error.problem == f"class_map={written} is not a map of class names."
     assert "TEACHER:STUDENT" in error.remedy
+
+
+def test_what_yaml_made_of_a_pair_of_layers_is_explained() -> None:
+    error = refusal(lambda problems: tapped_layers(yaml.safe_load("4:6"), {"cwd": 1.0}, problems))
+    assert error.problem == "taps=246: no model has a layer 246."
+    assert "quote a pair" in error.remedy
+    assert accepted(lambda problems: tapped_layers("0", {"cwd": 1.0}, problems)) == ((0, 0),)  # a layer, not "off"

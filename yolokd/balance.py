@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, distributed
 
 STEPS = 4  # measured steps an epoch: the median of four drops the largest and the smallest
-CAP = 100.0  # a gain stays within this factor of the one it began with
+WATCHED = 2  # ... where the gains are fixed: enough to warn, and half the time
+CAP = 100.0  # a gain never rises above this many times the one it began with
 RATE = 2.0  # after its first window a gain at most doubles or halves an epoch
 DOMINATES, VANISHES = 0.5, 0.001
 
@@ -66,8 +67,8 @@ class Balance:
     Losses differ by orders of magnitude in what one unit of gain does to a student, and that changes as it learns. In
     the first ``STEPS`` steps after the ramp, and in the first ``STEPS`` of every later epoch, the gradient norm of
     each loss is measured where it meets the student, on the features that enter the head; its gain becomes
-    ``share * median(|detection| / |loss|)``, from the first measurement on. It keeps within a factor ``CAP`` of
-    the gain it began with, so that a loss whose gradient has died is not blown up, and after its first window it
+    ``share * median(|detection| / |loss|)``, from the first measurement on. It never exceeds ``CAP`` times the gain
+    it began with, so that a loss whose gradient has died is not blown up, and after its first window it
     changes at most by a factor ``RATE`` an epoch, so that one odd epoch throws nothing over. A step in which a loss
     has no gradient (no object in the batch) or one that is not finite is left out.
 
@@ -102,11 +103,12 @@ class Balance:
         self._measured: dict[str, Measured] = {}
         self._warned: set[tuple[str, str]] = set()
         self._ramped = False
+        self._steps = WATCHED if share is None else STEPS
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Open a window of ``STEPS`` measurements."""
-        self._left = STEPS
+        """Open a window of ``STEPS`` measurements, or of ``WATCHED`` where the gains are fixed."""
+        self._left = self._steps
         self._factor = 0.0  # an epoch that is begun again (after a lack of memory) goes back on the ramp
         # What was seen in this window; None: the detection loss had a gradient, this one had none.
         self._window: dict[str, list[Measured | None]] = {name: [] for name in self.gains}
@@ -161,24 +163,33 @@ class Balance:
         gain = self.share / share
         if name in self._from:
             gain = _within(gain, self._from[name], RATE)
-        self.gains[name] = _within(gain, self._first[name], CAP)
+        self.gains[name] = min(gain, self._first[name] * CAP)
 
     def columns(self) -> dict[str, float]:
-        """For results.csv, the same keys throughout a run: gain, share at that gain and cosine, 0 before measured."""
+        """For results.csv, the same keys throughout a run: gain, share at that gain and cosine.
+
+        The share is that of the full gain, before the schedule's factor. Share and cosine are 0 in an epoch in which
+        nothing was measured: on the ramp, and where distillation rests.
+        """
         row: dict[str, float] = {}
         for name, gain in self.gains.items():
-            one = self._measured.get(name, Measured(0.0, 0.0))
+            one = self._measured[name] if self._seen(name) else Measured(0.0, 0.0)
             row[f"balance/{name}_gain"] = gain
             row[f"balance/{name}_share"] = gain * one.share
             row[f"balance/{name}_cosine"] = one.cosine
         return row
 
     def line(self) -> str:
-        """For the log of a balanced run: gain and cosine of each loss; empty where the gains are fixed or not measured."""
-        if self.share is None or not self._measured:
+        """For the log of a balanced run: gain and cosine of each loss that was measured in this epoch; else empty."""
+        measured = {name: m for name, m in self._measured.items() if self._seen(name)}
+        if self.share is None or not measured:
             return ""
-        each = (f"{name} {self.gains[name]:.3g} (cosine {m.cosine:+.2f})" for name, m in self._measured.items())
+        each = (f"{name} {self.gains[name]:.3g} (cosine {m.cosine:+.2f})" for name, m in measured.items())
         return f"balance={self.share:g}: gains {', '.join(each)}"
+
+    def _seen(self, name: str) -> bool:
+        """Was a gradient of this loss measured in this epoch?"""
+        return any(m is not None for m in self._window[name])
 
     def warnings(self) -> list[str]:
         """What is out of proportion after this epoch's window, each loss once a kind; to be asked at an epoch's end."""
@@ -188,14 +199,19 @@ class Balance:
             measured = f"its gradient on the student is {share:.2g} of the detection loss's at gain {gain:.3g}"
             if not self._window[name]:
                 kind = "blind"
-                text = "cannot be measured: no finite gradient of it and the detection loss reaches the features"
+                text = (
+                    "cannot be measured: no finite gradient of it and the detection loss reaches the features that it "
+                    "looks at (layers frozen by freeze= have none)"
+                )
+            elif self.share is not None and self.share / RATE <= share <= self.share * RATE:
+                continue  # as asked for, however much that is
             elif share > DOMINATES:
-                kind, text = "dominates", f"dominates: {measured}"
+                kind, text = "dominates", f"dominates: {measured}; a smaller gain, or balance=0.1, lets both be heard"
             elif share < VANISHES:
-                kind, text = "vanishes", f"vanishes: {measured}"
+                kind, text = "vanishes", f"vanishes: {measured}; it costs time and teaches nothing"
             else:
                 continue
-            if self._left < STEPS and (name, kind) not in self._warned:
+            if self._left < self._steps and (name, kind) not in self._warned:
                 self._warned.add((name, kind))
                 said.append(f"The distillation loss {name} {text}.")
         return said

@@ -12,7 +12,7 @@ import yaml
 
 from yolokd.errors import UserError
 from yolokd.keys import OUR_KEYS, known_keys, load_recipe, loss_pairs, refuse_unknown, split_keys
-from yolokd.schedule import SCHEDULES
+from yolokd.schedule import SCHEDULES, Schedule
 from yolokd.values import (
     GUARD_PATIENCE,
     Problems,
@@ -146,11 +146,18 @@ def build_config(ours: Mapping[str, Any]) -> DistillConfig:
     return config
 
 
-def check_against_epochs(config: DistillConfig, epochs: int, hours: float | None = None) -> None:
-    """Refuse a schedule that distils in no epoch at all.
+def check_against_epochs(config: DistillConfig, epochs: int, hours: float | None = None, warmup: float = 0) -> None:
+    """Refuse a schedule that distils in no epoch at all, or none in which the gains could be balanced.
+
+    Args:
+        config: the validated settings.
+        epochs: of the training.
+        hours: Ultralytics' ``time=``, instead of epochs.
+        warmup: epochs of the ramp.
 
     Raises:
-        UserError: ``kd_close`` or ``refine_epochs`` covers the whole training, so every gain is zero throughout.
+        UserError: ``kd_close`` or ``refine_epochs`` covers the whole training, so every gain is zero throughout; or
+            all of it after the ramp, so that ``balance=`` never measures.
     """
     if not config.losses and not config.refine_epochs:
         return  # a plain run closes nothing early
@@ -165,6 +172,13 @@ def check_against_epochs(config: DistillConfig, epochs: int, hours: float | None
         raise UserError(
             f"{key}={config.closing} with epochs={epochs}: {nothing}.",
             f"{key} must be below {epochs}" + ("; without distillation say losses=none." if config.losses else "."),
+        )
+    ramp = Schedule(config.schedule, epochs, warmup).ramp
+    if config.balance is not None and epochs - config.closing <= ramp:
+        raise UserError(
+            f"balance= measures after the warm-up of {ramp:g} epochs, and {key}={config.closing} of {epochs} epochs "
+            "leaves nothing there.",
+            f"Take a smaller {key}, a smaller warmup_epochs, or balance=off.",
         )
 
 

@@ -162,7 +162,8 @@ class DistillationCriterion:
         terms = {name: factor * self.gains[name] * value for name, value in terms.items()}
         items = dict(items) | {f"kd_{name}_loss": value.detach() for name, value in terms.items()}
         for name, loss in self.losses.items():
-            items |= {f"kd_{name}_{key}": value for key, value in getattr(loss, "logged", {}).items()}
+            logged: Mapping[str, Tensor] = getattr(loss, "logged", {})
+            items |= {f"kd_{name}_{k}": v if factor > 0 else torch.zeros_like(v) for k, v in logged.items()}
         return torch.cat([total, *(value.view(1) * images for value in terms.values())]), items
 
     def _look_at(self, detection: Tensor, terms: Mapping[str, Tensor], dense: Predictions, factor: float) -> None:

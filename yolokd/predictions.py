@@ -78,12 +78,16 @@ class Predictions:
     reenter: Callable[[Hidden], Predictions] | None = None
 
     def detach(self) -> Predictions:
-        """The same without a way back for a gradient: what a loss makes of a teacher first of all."""
+        """The same without a way back for a gradient: what a loss makes of a teacher first of all.
+
+        Nothing reads a teacher's ``hidden``; ``reenter`` stays a door for the student's gradient.
+        """
         return replace(
             self,
             scores=None if self.scores is None else self.scores.detach(),
             boxes=None if self.boxes is None else self.boxes.detach(),
             feats=None if self.feats is None else tuple(f.detach() for f in self.feats),
+            taps=None if self.taps is None else tuple(f.detach() for f in self.taps),
         )
 
     @property

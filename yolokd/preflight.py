@@ -26,6 +26,7 @@ from yolokd.compat.checkpoint import (
 from yolokd.compat.dataset import check_data, sample_images
 from yolokd.config import DistillConfig
 from yolokd.errors import UserError
+from yolokd.losses.base import LOSSES
 from yolokd.needs import refuse_channels, refuse_pair, refuse_settings, refuse_what_is_missing, trial_losses
 from yolokd.predictions import Pair
 from yolokd.taps import entry_depth, tapped_pair
@@ -102,7 +103,7 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any]) -> Report:
         refuse_what_is_missing(config, trial.teacher)
     slowdown = 1 + trial.teacher_seconds / trial.step_seconds
     warnings = _warnings(file, train_args["model"])
-    lines = [*_pair_lines(pair, class_map, adapters), _cost_line(trial, slowdown, images.shape)]
+    lines = [*_pair_lines(pair, class_map, adapters), *_tap_lines(config), _cost_line(trial, slowdown, images.shape)]
     return Report(
         lines=[*lines, *(f"WARNING: {warning}" for warning in warnings)],
         warnings=warnings,
@@ -227,6 +228,16 @@ def _pair_lines(pair: Pair, class_map: ClassMap, adapters: int) -> list[str]:
         f"reg_max: {student.reg_max} (student), {teacher.reg_max} (teacher){boxes}",
         f"adapters: {adapters:,} parameters, trained with the student and thrown away",
     ]
+
+
+def _tap_lines(config: DistillConfig) -> list[str]:
+    """Which losses look where, where ``taps=`` parts them."""
+    if not config.taps:
+        return []
+    there = ", ".join(name for name in config.losses if LOSSES[name].taps)
+    rest = ", ".join(name for name in config.losses if not LOSSES[name].taps and "feats" in LOSSES[name].needs)
+    layers = ", ".join(f"{s}:{t}" for s, t in config.taps)
+    return [f"taps: {there} at layers {layers} (student:teacher)" + (f"; {rest} at the pyramid" if rest else "")]
 
 
 def _cost_line(trial: Trial, slowdown: float, shape: tuple[int, ...]) -> str:

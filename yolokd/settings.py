@@ -44,7 +44,8 @@ def settle(overrides: dict[str, Any], worker: bool) -> tuple[DistillConfig, Side
     if theirs.get("resume"):
         return *_resumed(ours, theirs), theirs
     config = build_config(ours)
-    check_against_epochs(config, int(theirs.get("epochs") or DEFAULT_CFG.epochs), theirs.get("time"))
+    epochs, warmup = (theirs.get(key, getattr(DEFAULT_CFG, key)) for key in ("epochs", "warmup_epochs"))
+    check_against_epochs(config, int(epochs or DEFAULT_CFG.epochs), theirs.get("time"), float(warmup or 0))
     if not config.losses:
         preflight_plain(config, theirs)
         return config, Sidecar(config.to_dict(), ""), theirs  # without losses too: resume reads the settings there

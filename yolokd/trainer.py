@@ -228,7 +228,7 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
     def progress_string(self) -> str:
         """Ultralytics' own; a column is 11 characters wide, so ``kd_cls_loss`` is headed ``kd_cls`` there."""
         names = self.loss_names
-        self.loss_names = tuple(n.removesuffix("_loss") if n.startswith("kd_") else n for n in names)
+        self.loss_names = tuple(n.removesuffix("_loss")[:10] if n.startswith("kd_") else n for n in names)
         try:
             return str(super().progress_string())
         finally:
@@ -260,7 +260,7 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
             self.sidecar = replace(load_sidecar(self.wdir), config=self.config.to_dict())
             self._course = self.sidecar.restore(ckpt["epoch"], self.losses, self.optimizer)
             LOGGER.info(f"Distillation restored from distill.pt, epoch {ckpt['epoch'] + 1}.")
-            if self.criterion is not None:  # after a NaN; on resume it is not there yet
+            if self.criterion is not None and self._course:  # after a NaN; on resume it is not there yet
                 self.criterion.load(self._course)
 
     def final_eval(self) -> None:

@@ -10,7 +10,8 @@ from yolokd.errors import UserError
 from yolokd.keys import loss_pairs
 
 GUARD_PATIENCE = 20  # the validation result of a small training rises and falls over ten epochs and more
-_OFF = ("off", "false", "none")  # YAML and Ultralytics' grammar read `off` in three ways
+_OFF = ("off", "false", "none", "0")  # YAML and Ultralytics' grammar read `off` in three ways
+_LAYERS = 200  # more than any model has; YAML reads 4:6 as 4 minutes and 6 seconds, 246
 
 
 class Problems:
@@ -80,7 +81,7 @@ def tapped_layers(value: Any, losses: Mapping[str, float], problems: Problems) -
     """The (student, teacher) layers of ``taps=``; empty where it is off or not given."""
     from yolokd.losses.base import LOSSES
 
-    if value in ("", [], ()) or str(value).lower() in _OFF:
+    if value in ("", [], ()) or str(value).lower() in _OFF[:3]:  # 0 is a layer
         return ()
     words = [str(word) for word in value] if isinstance(value, (list, tuple)) else str(value).split(",")
     pairs = []
@@ -88,6 +89,9 @@ def tapped_layers(value: Any, losses: Mapping[str, float], problems: Problems) -
         student, colon, teacher = (part.strip() for part in word.partition(":"))
         if not student.isdecimal() or not (teacher if colon else student).isdecimal():
             problems.add(f"taps={value} is not a list of layers", "Write taps=4,6,10, or taps=STUDENT:TEACHER,...")
+            return ()
+        if int(student) >= _LAYERS:
+            problems.add(f"taps={value}: no model has a layer {student}", "In YAML, quote a pair of layers: '4:6'.")
             return ()
         pairs.append((int(student), int(teacher) if colon else int(student)))
     if all(name in LOSSES and not LOSSES[name].taps for name in losses):  # a mistyped loss is named already

@@ -5,6 +5,7 @@ An arm is losses joined by +, at gains that are set to ``balance`` (0.3) each; p
 so that one CSV holds them all. Several processes may work on one CSV: each takes runs that nobody has begun.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,21 @@ from aquarium import keys_of, run
 
 from yolokd.losses.base import LOSSES
 from yolokd.trainer import DistillationTrainer
+
+
+def claimed(claim: Path) -> bool:
+    """Take a run for this process, unless one that is alive has it; a run whose row is there ends at once anyway."""
+    try:
+        with claim.open("x") as file:  # atomic
+            file.write(str(os.getpid()))
+        return True
+    except FileExistsError:
+        owner = claim.read_text()
+        alive = owner.isdecimal() and Path(f"/proc/{owner}").exists()
+        if alive and int(owner) != os.getpid():
+            return False
+        claim.write_text(str(os.getpid()))  # it was killed there
+        return True
 
 
 def main(data: str, teacher: str, student: str, out: str, *options: str) -> None:
@@ -27,16 +43,10 @@ def main(data: str, teacher: str, student: str, out: str, *options: str) -> None
                 name = f"{arm}@{asked['balance']}"
                 keys = {"trainer": DistillationTrainer, "teacher": teacher, "losses": arm.replace("+", ",")}
                 keys |= {"balance": float(asked["balance"])}
-            claim = claims / f"{name}-{seed}"
-            try:
-                claim.touch(exist_ok=False)  # atomic: another process has it, or it stopped there
-            except FileExistsError:
+            if not claimed(claims / f"{name}-{seed}"):
+                print(f"{name}, seed {seed}: another process has it", flush=True)
                 continue
-            try:
-                run(name, keys, seed, (data, student), Path(out), int(asked["epochs"]), int(asked["imgsz"]))
-            except BaseException:
-                claim.unlink()  # interrupted: to be run again
-                raise
+            run(name, keys, seed, (data, student), Path(out), int(asked["epochs"]), int(asked["imgsz"]))
 
 
 if __name__ == "__main__":

@@ -236,3 +236,24 @@ def test_bad_arguments_are_named() -> None:
             ContrastiveKD.for_pair(pair(), **{option: value})
     with pytest.raises(ValueError, match="needs the pyramid"):
         ContrastiveKD.for_pair(pair())(predictions(), Predictions(None, None, None), assignment())
+
+
+def test_a_crowd_is_thinned_out_at_even_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(feats, boxes, image, strides):  # type: ignore[no-untyped-def]
+        seen.append((boxes, image))
+        return embed_objects(feats, boxes, image, strides)
+
+    monkeypatch.setattr("yolokd.losses.contrastive.embed_objects", spy)
+    crowd = replace(
+        assignment(),
+        gt_boxes=torch.tensor([[float(i), 0.0, i + 8.0, 8.0] for i in range(10)]),
+        gt_labels=torch.zeros(10, dtype=torch.long),
+        gt_image=torch.arange(10) // 5,
+    )
+    ContrastiveKD.for_pair(pair(), limit=4)(predictions(), predictions(seed=1), crowd)
+    assert seen[0][0][:, 0].tolist() == [0, 2, 5, 7]
+    assert seen[0][1].tolist() == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match=r"crd\.limit is 0"):
+        ContrastiveKD.for_pair(pair(), limit=0)

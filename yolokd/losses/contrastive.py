@@ -42,6 +42,7 @@ class ContrastiveKD(nn.Module):
         dim: of the common space.
         temperature: of the softmax over objects; small looks at the most similar others only.
         memory: teacher vectors kept; 0 compares within the batch only.
+        limit: the most objects of a batch, taken at even steps through its list.
 
     Shape:
         student.feats, teacher.feats: a ``(B, C_l, H_l, W_l)`` tensor a level, each with its own widths.
@@ -63,6 +64,7 @@ class ContrastiveKD(nn.Module):
         dim: int = 128,
         temperature: float = 0.07,
         memory: int = 1024,
+        limit: int = 256,
     ) -> None:
         super().__init__()
         if dim < 2:  # a vector of one number and length 1 is only a sign
@@ -71,7 +73,10 @@ class ContrastiveKD(nn.Module):
             raise ValueError(f"crd.temperature is {temperature}; it must be above 0")
         if memory < 0:
             raise ValueError(f"crd.memory is {memory}; it must be at least 0")
+        if limit < 1:
+            raise ValueError(f"crd.limit is {limit}; it must be at least 1")
         self.strides = tuple(strides)
+        self.limit = int(limit)
         self.temperature = float(temperature)
         self.student = nn.Linear(sum(student_widths), dim)
         self.teacher = nn.Linear(sum(teacher_widths), dim)
@@ -79,9 +84,11 @@ class ContrastiveKD(nn.Module):
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # since the beginning, not only those kept
 
     @classmethod
-    def for_pair(cls, pair: Pair, *, dim: int = 128, temperature: float = 0.07, memory: int = 1024) -> ContrastiveKD:
+    def for_pair(
+        cls, pair: Pair, *, dim: int = 128, temperature: float = 0.07, memory: int = 1024, limit: int = 256
+    ) -> ContrastiveKD:
         """The loss of a pair, with fresh projections and an empty memory."""
-        return cls(pair.student.widths, pair.teacher.widths, pair.student.strides, dim, temperature, memory)
+        return cls(pair.student.widths, pair.teacher.widths, pair.student.strides, dim, temperature, memory, limit)
 
     def forward(self, student: Predictions, teacher: Predictions, assigned: Assigned) -> Tensor:
         """See the class. Afterwards the memory holds the teacher's vectors of this batch too."""
@@ -89,7 +96,10 @@ class ContrastiveKD(nn.Module):
             raise ValueError("crd needs the pyramid features of student and teacher")
         teacher = teacher.detach()
         assert teacher.feats is not None
-        boxes, image = assigned.gt_boxes, assigned.gt_image
+        total = len(assigned.gt_boxes)
+        count = min(total, self.limit)
+        chosen = torch.arange(count, device=assigned.gt_boxes.device) * total // max(count, 1)  # at even steps
+        boxes, image = assigned.gt_boxes[chosen], assigned.gt_image[chosen]
         s = F.normalize(self.student(embed_objects(student.feats, boxes, image, self.strides)), dim=1, eps=1e-6)
         t = F.normalize(self.teacher(embed_objects(teacher.feats, boxes, image, self.strides)), dim=1, eps=1e-6)
         own = torch.arange(len(boxes), device=s.device)

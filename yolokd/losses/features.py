@@ -90,7 +90,8 @@ class ChannelWiseKD(nn.Module):
     https://arxiv.org/abs/2011.13256. Departures: both sides are normalised a channel (BatchNorm without affine), so
     that one temperature fits every channel of every teacher; the adapter has no bias, which the normalisation would
     remove; the levels are averaged, so that the gain does not depend on their number; the temperature is 1, the
-    paper's is 4 for pixels that are not normalised.
+    paper's is 4 for pixels that are not normalised. Under a bfloat16 teacher the
+    adapter multiplies in bfloat16 (see `product_dtype`).
 
     Args:
         adapter: brings the student's levels to the teacher's widths.
@@ -168,7 +169,8 @@ class FitNets(nn.Module):
     channels and positions without a factor, where the paper has half the sum (the gain of 100 that benchmarks of
     classifiers use belongs to the mean of features that are not divided); beside the detection loss all through
     training, not a stage before it; a linear 1x1 regressor instead of one with the hint's nonlinearity, on several
-    levels, averaged.
+    levels, averaged. Under a bfloat16 teacher the
+    adapter multiplies in bfloat16 (see `product_dtype`).
 
     The adapter has a bias, unlike that of ``cwd``: nothing here removes a constant a channel, and the student's
     features should not have to make one up.

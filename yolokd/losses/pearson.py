@@ -52,7 +52,8 @@ class PearsonKD(nn.Module):
     weight is 6 a level, 10 for single-stage teachers, so a gain of 18 or 30 for three levels); 1e-5 is added to
     the variance instead of 1e-6 to the deviation; where the two pyramids differ in width, which the paper's do
     not, a 1x1 adapter without bias (a shift does not count) brings every level to the teacher's. Where all
-    widths agree there is none, as in the paper.
+    widths agree there is none, as in the paper. Under a bfloat16 teacher the
+    adapter multiplies in bfloat16 (see `product_dtype`).
 
     Args:
         adapter: brings the student's levels to the teacher's widths; None compares channel with channel.

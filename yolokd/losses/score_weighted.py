@@ -26,7 +26,7 @@ class ScoreWeightedL2(nn.Module):
     the whole batch and the levels are added up, not averaged. Departures: the probability is the highest of the
     classes that the student knows, not of all the teacher's; of an end2end teacher the one-to-many branch is asked, not
     the mean of the logits of both; with an end2end student the criterion lets the term fade with the one-to-many
-    branch, Ultralytics keeps it.
+    branch, Ultralytics keeps it; under a bfloat16 teacher the projector multiplies in bfloat16 too.
 
     Args:
         student_widths: channels of each student level.
@@ -47,6 +47,7 @@ class ScoreWeightedL2(nn.Module):
         super().__init__()
         if len(student_widths) != len(teacher_widths):
             raise ValueError(f"{len(student_widths)} student levels against {len(teacher_widths)} teacher levels")
+        self.widths = tuple(teacher_widths)
         self.projector = nn.ModuleList(
             nn.Sequential(nn.Conv2d(s, t, 1), nn.ReLU(inplace=True), nn.Conv2d(t, t, 1))
             for s, t in zip(student_widths, teacher_widths, strict=True)
@@ -71,8 +72,10 @@ class ScoreWeightedL2(nn.Module):
             raise ValueError(f"levels of {positions} positions against scores of shape {tuple(teacher.scores.shape)}")
         sure = torch.split(teacher.scores.float().amax(1).sigmoid(), positions, 1)  # a (B, H_l * W_l) a level
         total = student.feats[0].new_zeros((), dtype=torch.float32)
-        for project, s, t, weight in zip(self.projector, student.feats, teacher.feats, sure, strict=True):
-            if (s.shape[0], project[-1].out_channels, *s.shape[2:]) != t.shape:
+        for project, width, s, t, weight in zip(
+            self.projector, self.widths, student.feats, teacher.feats, sure, strict=True
+        ):
+            if (s.shape[0], width, *s.shape[2:]) != t.shape:
                 raise ValueError(f"projected student level of {tuple(s.shape)} against teacher level {tuple(t.shape)}")
             error = (self._project(project, s, product_dtype(t)) - rows(t).float()).square().sum(1)  # (B * H_l * W_l,)
             total = total + (error * weight.flatten()).sum() / (weight.sum() * t.shape[1] + 1e-9)
