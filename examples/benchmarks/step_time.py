@@ -118,10 +118,20 @@ def arms(
     losses = losses_of(names, ours, live, device)
     ours.criterion = criterion_of(ours, live, losses, entry_depth(losses))
     print(f"teacher in {live.dtype}, losses {dict(names)}", flush=True)
+    step = step_of(ours, list(losses.parameters()), batch, amp)
+
+    def watched() -> None:
+        """A step in which the gradients are measured, as in the first two (balance=: four) of an epoch."""
+        ours.criterion.balance.begin_epoch()
+        ours.criterion.watch = True
+        step()
+        ours.criterion.watch = False
+
     return {
         "plain": step_of(student_of(student, imgsz, device), [], batch, amp),
         "native": step_of(native, [], batch, amp),
-        "yolokd": step_of(ours, list(losses.parameters()), batch, amp),
+        "yolokd": step,
+        "watched": watched,
         "teacher": lambda: (live.forward(batch["img"]), None)[1],
     }
 
@@ -156,6 +166,7 @@ def report(found: dict[str, dict[str, float]], device: torch.device) -> None:
     plain, native, ours, teacher = (found[n]["median"] for n in ("plain", "native", "yolokd", "teacher"))
     print(f"native/yolokd {native / ours:.2f}   yolokd/(plain + teacher) {ours / (plain + teacher):.2f}")
     print(f"native/plain {native / plain:.2f}   yolokd/plain {ours / plain:.2f}")
+    print(f"watched/yolokd {found['watched']['median'] / ours:.2f}")
     if device.type == "cpu":  # one process, so one number for all arms
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(f"peak resident memory of the process {resident:.2f} GiB")
