@@ -83,7 +83,7 @@ def of_mode(mode: str) -> str:
 def losses_table() -> str:
     """The table of losses: name, family, gain, what it needs, options, paper, and what it gained where we measured."""
     from yolokd.losses.base import DEFAULT_LOSSES, LOSSES
-    from yolokd.losses.measured import HOW, MEASURED
+    from yolokd.losses.measured import HOW, MEASURED, in_words
 
     blocks = []
     for info in LOSSES.values():
@@ -99,7 +99,7 @@ def losses_table() -> str:
             f"           {info.summary}\n"
             f"           {info.paper}\n"
             f"           {info.link}   options: {options}\n"
-            f"           alone, on our benchmark: {MEASURED.get(info.name, 'not measured')}"
+            f"           alone, on our benchmark: {in_words(MEASURED.get(info.name, ()))}"
         )
     return "\n".join([*blocks, "", *HOW])
 

@@ -264,7 +264,7 @@ LOSSES: dict[str, LossInfo] = {
             paper="Gradient reversal (Ganin, Lempitsky, ICML 2015), MEAL (Shen et al., AAAI 2019)",
             link="https://arxiv.org/abs/1409.7495",
             needs=frozenset({"feats"}),
-            gain=10.0,
+            gain=3.0,
             summary="features that a discriminator takes for the teacher's",
             taps=True,
         ),
