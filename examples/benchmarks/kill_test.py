@@ -215,7 +215,11 @@ def one_kill(killer: Killer, run: Path, moment: Moment, again: Moment | None) ->
             row["killed_again"] = again.name
         resumes, again = resumes + 1, None
         expected = EPOCHS if done == "end" else int(done.replace("-", "0")) + complete
-        if code == 0 and 0 < expected < EPOCHS and f"Adapters restored from distill.pt, epoch {expected}." not in log:
+        if (
+            code == 0
+            and 0 < expected < EPOCHS
+            and f"Distillation restored from distill.pt, epoch {expected}." not in log
+        ):
             problems.append(f"no adapters of epoch {expected} restored")
         if code not in (0, -signal.SIGKILL):
             problems.append(f"resume ended with {code}: {log[-300:]}")

@@ -41,11 +41,37 @@ def test_step_time(capsys: Any) -> None:
 
 
 def test_summary_of_the_stored_results(capsys: Any) -> None:
-    run("benchmarks/summary.py", EXAMPLES / "benchmarks/results/aquarium.csv")
+    results = EXAMPLES / "benchmarks/results"
+    run("benchmarks/summary.py", f"{results / 'aquarium.csv'},{results / 'losses.csv'}")
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "+0.00 (+0.00, +0.00, +0.00)" in lines["plain"]
-    assert "3 seed(s)" in lines["strong-cwd3"]
+    assert "+0.00 (+0.00, +0.00, +0.00, +0.00, +0.00)" in lines["plain"]
+    assert "5 seed(s)" in lines["strong-cwd3"]
     assert "95 % interval" in lines["strong-cwd3"]
+    assert "+1.74" in lines["at@0.3"]  # .2994 - .282
+
+
+def test_loss_cost(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    options = ("teacher=yolo11s.yaml", "imgsz=64", "batch=2", "rounds=1", "device=cpu", "each=cls,crosskd")
+    run("benchmarks/loss_cost.py", *options)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert all("%" in lines[name] for name in ("plain", "cls", "crosskd"))
+
+
+def test_losses_takes_over_what_a_killed_process_had_begun(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmarks = EXAMPLES / "benchmarks"
+    monkeypatch.syspath_prepend(benchmarks)
+    out, begun = tmp_path / "out.csv", []
+    monkeypatch.setattr("aquarium.run", lambda name, keys, seed, *rest: begun.append((name, seed, keys["losses"])))
+    claims = tmp_path / "out.csv.claims"
+    claims.mkdir()
+    (claims / "at@0.3-0").write_text("1")  # a process that lives
+    (claims / "cls@0.3-0").write_text("999999999")
+    run("benchmarks/losses.py", "data.yaml", "t.pt", "s.pt", out, "arms=at,cls,box+pkd", "seeds=0")
+    assert begun == [("cls@0.3", "0", "cls"), ("box+pkd@0.3", "0", "box,pkd")]
+    assert "at@0.3, seed 0: another process has it" in capsys.readouterr().out
 
 
 def test_aquarium_continues_where_it_stopped(
