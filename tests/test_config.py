@@ -203,7 +203,10 @@ def test_epochs_at_the_end_need_a_known_end(key: str) -> None:
 
 
 def test_a_plain_run_may_close_as_early_as_it_likes() -> None:
-    check_against_epochs(build_config({"losses": "none", "kd_close": 3}), 3)
+    config = build_config({"losses": "none", "kd_close": 3})
+    check_against_epochs(config, 3)
+    with pytest.raises(UserError, match="every gain is zero"):  # the same beside a loss
+        check_against_epochs(replace(config, losses={"cls": 1.0}), 3)
 
 
 def test_balance_needs_epochs_after_the_ramp() -> None:

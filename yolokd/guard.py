@@ -82,7 +82,7 @@ class Guard:
             return 1.0
         return min(max(1 - (epoch - self._fading_from) / FADE, 0.0), 1.0)
 
-    def share(self) -> None:
+    def broadcast(self) -> None:
         """Let every rank know what the first one decided: only that one has a validation result."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return

@@ -186,7 +186,7 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         if event == "on_train_epoch_start" and self.criterion is not None:
             self.criterion.begin_epoch(self.epoch, len(self.train_loader), self._schedule())
         if event == "on_fit_epoch_end" and self.criterion is not None:
-            self.criterion.guard.share()
+            self.criterion.guard.broadcast()
         super().run_callbacks(event)
 
     def optimizer_step(self) -> None:

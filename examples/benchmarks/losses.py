@@ -14,6 +14,8 @@ from aquarium import keys_of, run
 from yolokd.losses.base import LOSSES
 from yolokd.trainer import DistillationTrainer
 
+TOGETHER = ("cls+box+cwd", "cls+box+sl2", "cls+box+at")
+
 
 def claimed(claim: Path) -> bool:
     """Take a run for this process, unless one that is alive has it; a run whose row is there ends at once anyway."""
@@ -31,7 +33,7 @@ def claimed(claim: Path) -> bool:
 
 
 def main(data: str, teacher: str, student: str, out: str, *options: str) -> None:
-    asked = {"arms": ",".join(["plain", "native", *LOSSES]), "seeds": "0,1", "epochs": "20", "imgsz": "256"}
+    asked = {"arms": ",".join(["plain", "native", *LOSSES, *TOGETHER]), "seeds": "0,1", "epochs": "20", "imgsz": "256"}
     asked |= {"balance": "0.3"} | dict(option.split("=", 1) for option in options)
     claims = Path(f"{out}.claims")
     claims.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
-from yolokd.losses.objects import align_objects, describe_objects, embed_objects, line_up
+from yolokd.losses.objects import align_objects, describe_objects, embed_objects, even_steps, line_up
 
 
 def scene(
@@ -94,3 +94,12 @@ def test_places_in_an_image() -> None:
     assert place.tolist() == [0, 0, 1, 2, 1]
     assert places == 3
     assert line_up(torch.zeros(0, dtype=torch.long))[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("total", "limit", "kept"), [(10, 4, [0, 2, 5, 7]), (3, 4, [0, 1, 2]), (0, 4, []), (5, 1, [0])]
+)
+def test_a_crowd_is_thinned_out_at_even_steps(total: int, limit: int, kept: list[int]) -> None:
+    boxes, image = even_steps(torch.arange(4.0 * total).view(-1, 4), torch.arange(total), limit)
+    assert image.tolist() == kept
+    assert (boxes[:, 0] / 4).tolist() == kept

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yolokd.adapters import PyramidAdapter
+from yolokd.losses.features import VARIANCE_EPS, levels_of
 from yolokd.predictions import Assigned, Pair, Predictions
-
-_EPS = 1e-5  # added to a channel's variance, as BatchNorm does
 
 
 class _Reverse(torch.autograd.Function):
@@ -70,13 +69,13 @@ class Discriminator(nn.Module):
         feature = feature - feature.mean((0, 2, 3), keepdim=True)
         if adapter is None:
             variance = feature.square().mean((0, 2, 3))  # `Tensor.var` takes 30 times as long on a CPU
-            first = first / (variance + _EPS).sqrt()
+            first = first / (variance + VARIANCE_EPS).sqrt()
         else:
             x = feature.flatten(2)
             covariance = (x @ x.transpose(1, 2)).mean(0) / x.shape[2]  # (C, C)
             # The variance of each adapted channel; rounding can take it below 0 where it is 0.
             variance = ((adapter @ covariance) * adapter).sum(1).clamp(min=0)
-            first = first @ (adapter / (variance + _EPS).sqrt()[:, None])  # (hidden, C)
+            first = first @ (adapter / (variance + VARIANCE_EPS).sqrt()[:, None])  # (hidden, C)
         hidden = F.leaky_relu(F.conv2d(feature, first[..., None, None], self.first.bias), 0.2)
         return F.conv2d(hidden, F.normalize(self.second.weight, dim=1), self.second.bias)
 
@@ -153,20 +152,17 @@ class AdversarialKD(nn.Module):
 
     def forward(self, student: Predictions, teacher: Predictions, assigned: Assigned) -> Tensor:
         """See the class."""
-        if student.feats is None or teacher.feats is None:
-            raise ValueError("adv needs the pyramid features of student and teacher")
-        teacher = teacher.detach()
-        assert teacher.feats is not None
-        widths = tuple(tuple(f.shape[1] for f in feats) for feats in (student.feats, teacher.feats))
+        ours, theirs = levels_of("adv", student, teacher)
+        widths = tuple(tuple(f.shape[1] for f in feats) for feats in (ours, theirs))
         if widths != self.widths:
             raise ValueError(f"adv was built for student and teacher levels of {self.widths} channels, not {widths}")
-        total = student.feats[0].new_zeros((), dtype=torch.float32)
+        total = ours[0].new_zeros(())
         accuracy = torch.zeros_like(total)
-        parts = zip(self.discriminators, self.adapter.levels, student.feats, teacher.feats, strict=True)
+        parts = zip(self.discriminators, self.adapter.levels, ours, theirs, strict=True)
         for discriminator, conv, s, t in parts:
             # What makes the student's logits are its features and the adapter: both hear the opposite.
             weight = reverse(conv.weight.flatten(1), self.strength)  # type: ignore[operator]
-            s_logits = discriminator(reverse(s.float(), self.strength), weight)
+            s_logits = discriminator(reverse(s, self.strength), weight)
             t_logits = discriminator(t.float())
             total = total + (F.softplus(s_logits).mean() + F.softplus(-t_logits).mean()) / 2
             with torch.no_grad():

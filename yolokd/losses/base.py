@@ -53,8 +53,7 @@ class LossInfo:
         summary: one line.
         one2one: it also speaks to the one-to-one branch of an end2end student, on positives only.
         taps: it can compare the layers that ``taps=`` names instead of the pyramid.
-        batch: images a batch (of one rank) without which it says nothing.
-        classes: classes that teacher and student must share.
+        batch, classes: images a batch (of one rank), and shared classes, without which it says nothing.
     """
 
     name: str
@@ -255,6 +254,7 @@ LOSSES: dict[str, LossInfo] = {
             link="https://arxiv.org/abs/1910.10699",
             needs=frozenset({"feats", "truth"}),
             gain=0.5,
+            taps=True,
             summary="which object is which, among those of the batch and a memory",
         ),
         LossInfo(

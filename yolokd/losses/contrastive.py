@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from yolokd.losses.objects import embed_objects
+from yolokd.losses.features import levels_of
+from yolokd.losses.objects import embed_objects, even_steps
 from yolokd.predictions import Assigned, Pair, Predictions
 
 
@@ -92,16 +93,10 @@ class ContrastiveKD(nn.Module):
 
     def forward(self, student: Predictions, teacher: Predictions, assigned: Assigned) -> Tensor:
         """See the class. Afterwards the memory holds the teacher's vectors of this batch too."""
-        if student.feats is None or teacher.feats is None:
-            raise ValueError("crd needs the pyramid features of student and teacher")
-        teacher = teacher.detach()
-        assert teacher.feats is not None
-        total = len(assigned.gt_boxes)
-        count = min(total, self.limit)
-        chosen = torch.arange(count, device=assigned.gt_boxes.device) * total // max(count, 1)  # at even steps
-        boxes, image = assigned.gt_boxes[chosen], assigned.gt_image[chosen]
-        s = F.normalize(self.student(embed_objects(student.feats, boxes, image, self.strides)), dim=1, eps=1e-6)
-        t = F.normalize(self.teacher(embed_objects(teacher.feats, boxes, image, self.strides)), dim=1, eps=1e-6)
+        ours, theirs = levels_of("crd", student, teacher)
+        boxes, image = even_steps(assigned.gt_boxes, assigned.gt_image, self.limit)
+        s = F.normalize(self.student(embed_objects(ours, boxes, image, self.strides)), dim=1, eps=1e-6)
+        t = F.normalize(self.teacher(embed_objects(theirs, boxes, image, self.strides)), dim=1, eps=1e-6)
         own = torch.arange(len(boxes), device=s.device)
         twice = (image[:, None] == image) & (boxes[:, None] == boxes).all(2) & (own[:, None] != own)  # (N, N)
         empty = torch.arange(len(self.memory), device=s.device) >= self.written

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from yolokd.adapters import PyramidAdapter
+from yolokd.losses.features import levels_of
 from yolokd.predictions import Assigned, Pair, Predictions
 
 
@@ -173,14 +174,11 @@ class FocalGlobalKD(nn.Module):
 
     def forward(self, student: Predictions, teacher: Predictions, assigned: Assigned) -> Tensor:
         """See the class."""
-        if student.feats is None or teacher.feats is None:
-            raise ValueError("fgd needs the pyramid features of student and teacher")
-        teacher = teacher.detach()
-        assert teacher.feats is not None
-        total, channels = student.feats[0].new_zeros((), dtype=torch.float32), 0
-        adapted = self.adapter([f.float() for f in student.feats])
+        ours, theirs = levels_of("fgd", student, teacher)
+        total, channels = ours[0].new_zeros(()), 0
+        adapted = self.adapter(ours)
         contexts = zip(self.student_context, self.teacher_context, strict=True)
-        for s, t, stride, context in zip(adapted, teacher.feats, self.strides, contexts, strict=True):
+        for s, t, stride, context in zip(adapted, theirs, self.strides, contexts, strict=True):
             if s.shape != t.shape:
                 raise ValueError(f"adapted student level {tuple(s.shape)} against teacher level {tuple(t.shape)}")
             batch, width, *size = t.shape

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yolokd.adapters import PyramidAdapter
+from yolokd.losses.features import levels_of
 from yolokd.losses.objects import describe_objects, join_levels, line_up
 from yolokd.predictions import Assigned, Pair, Predictions
 
@@ -90,17 +91,15 @@ class GraphKD(nn.Module):
 
     def forward(self, student: Predictions, teacher: Predictions, assigned: Assigned) -> Tensor:
         """See the class."""
-        teacher = teacher.detach()
-        if student.feats is None or teacher.feats is None:
-            raise ValueError("graph needs the pyramid features of student and teacher")
-        batch, _, height, width = student.feats[0].shape
+        ours, theirs = levels_of("graph", student, teacher)
+        batch, _, height, width = ours[0].shape
         size = (width * self.strides[0][0], height * self.strides[0][0])
         boxes, image = thin_out(assigned.gt_boxes, assigned.gt_image, self.limit)
         others, their_image = mirrored(boxes, image, size)
         objects = len(boxes)
         boxes, image = torch.cat([boxes, others]), torch.cat([image, their_image])
-        s = describe_objects(student.feats, boxes, image, self.strides[0])
-        t = describe_objects(teacher.feats, boxes, image, self.strides[1])
+        s = describe_objects(ours, boxes, image, self.strides[0])
+        t = describe_objects(theirs, boxes, image, self.strides[1])
         # A node is the same whether the map is adapted and then read off, or read off and then adapted.
         adapted = [v.flatten(1) for v in self.adapter([v[:, :, None, None] for v in s])]
         difference = self._difference(adapted, t)

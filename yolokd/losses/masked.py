@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yolokd.adapters import PyramidAdapter
+from yolokd.losses.features import levels_of
 from yolokd.predictions import Assigned, Pair, Predictions
 
 
@@ -104,19 +105,16 @@ class MaskedGenerativeKD(nn.Module):
 
     def forward(self, student: Predictions, teacher: Predictions, assigned: Assigned) -> Tensor:
         """See the class."""
-        if student.feats is None or teacher.feats is None:
-            raise ValueError("mgd needs the pyramid features of student and teacher")
-        teacher = teacher.detach()
-        assert teacher.feats is not None
+        ours, theirs = levels_of("mgd", student, teacher)
         generator = torch.Generator().manual_seed(self._seed + self._drawn)
         self._drawn += 1
-        total, values = student.feats[0].new_zeros((), dtype=torch.float32), 0
+        total, values = ours[0].new_zeros(()), 0
         aligns = [conv.weight for conv in self.adapter.levels]
-        for s, t, align, block in zip(student.feats, teacher.feats, aligns, self.generation, strict=True):
+        for s, t, align, block in zip(ours, theirs, aligns, self.generation, strict=True):
             if s.shape[::2] != t.shape[::2] or s.shape[3] != t.shape[3]:
                 raise ValueError(f"student level {tuple(s.shape)} against teacher level {tuple(t.shape)}")
             # Masked before the adapter, which has no bias, instead of after it: the same, and fewer channels.
-            masked = s.float() * self._keep(s, generator)
+            masked = s * self._keep(s, generator)
             total = total + F.mse_loss(block(masked, align), t.float(), reduction="sum")
             values += t.numel()
         return total / values

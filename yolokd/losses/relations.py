@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from yolokd.losses.objects import embed_objects
+from yolokd.losses.features import levels_of
+from yolokd.losses.objects import embed_objects, even_steps
 from yolokd.predictions import Assigned, Pair, Predictions
 
 # Objects whose vectors are closer than this are the same object: their direction from one another is rounding. The
@@ -47,14 +48,10 @@ class SimilarityPreserving(nn.Module):
 
     def forward(self, student: Predictions, teacher: Predictions, assigned: Assigned) -> Tensor:
         """See the class."""
-        teacher = teacher.detach()
-        if student.feats is None or teacher.feats is None:
-            raise ValueError("sp needs the pyramid features of student and teacher")
-        if len(student.feats) != len(teacher.feats):
-            raise ValueError(f"{len(student.feats)} student levels against {len(teacher.feats)} teacher levels")
-        if len(student.feats[0]) != len(teacher.feats[0]):
-            raise ValueError(f"{len(student.feats[0])} student images against {len(teacher.feats[0])} teacher images")
-        levels = [F.mse_loss(_similarity(s), _similarity(t)) for s, t in zip(student.feats, teacher.feats, strict=True)]
+        ours, theirs = levels_of("sp", student, teacher)
+        if len(ours[0]) != len(theirs[0]):
+            raise ValueError(f"{len(ours[0])} student images against {len(theirs[0])} teacher images")
+        levels = [F.mse_loss(_similarity(s), _similarity(t)) for s, t in zip(ours, theirs, strict=True)]
         return torch.stack(levels).mean()
 
 
@@ -125,15 +122,11 @@ class RelationalKD(nn.Module):
 
     def forward(self, student: Predictions, teacher: Predictions, assigned: Assigned) -> Tensor:
         """See the class."""
-        teacher = teacher.detach()
-        if student.feats is None or teacher.feats is None:
-            raise ValueError("rkd needs the pyramid features of student and teacher")
-        total = len(assigned.gt_boxes)
-        count = min(total, self.limit)
-        chosen = torch.arange(count, device=assigned.gt_boxes.device) * total // max(count, 1)
-        boxes, image = assigned.gt_boxes[chosen], assigned.gt_image[chosen]
-        s = relations(embed_objects(student.feats, boxes, image, self.strides[0]))
-        t = relations(embed_objects(teacher.feats, boxes, image, self.strides[1]))
+        ours, theirs = levels_of("rkd", student, teacher)
+        boxes, image = even_steps(assigned.gt_boxes, assigned.gt_image, self.limit)
+        count = len(boxes)
+        s = relations(embed_objects(ours, boxes, image, self.strides[0]))
+        t = relations(embed_objects(theirs, boxes, image, self.strides[1]))
         distances = F.smooth_l1_loss(s[0], t[0], reduction="sum") / max(count * (count - 1), 1)
         angles = F.smooth_l1_loss(s[1], t[1], reduction="sum") / max(count * (count - 1) * (count - 2), 1)
         return self.distance * distances + self.angle * angles
