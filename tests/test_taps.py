@@ -91,8 +91,10 @@ def test_only_the_losses_that_look_at_layers_get_adapters_of_their_widths(models
     for name in ("cwd", "fitnets"):
         assert adapter_widths(at_layers[name]) == [(128, 64), (128, 128)]
         assert adapter_widths(at_pyramid[name]) == [(64, 64), (128, 128), (256, 256)]
-    for name in ("crd", "sl2"):
-        assert [p.shape for p in at_layers[name].parameters()] == [p.shape for p in at_pyramid[name].parameters()]
+    # crd joins the levels: 128 + 128 channels of the student, 64 + 128 of the teacher.
+    assert (at_layers["crd"].student.in_features, at_layers["crd"].teacher.in_features) == (256, 192)
+    assert (at_pyramid["crd"].student.in_features, at_pyramid["crd"].teacher.in_features) == (448, 448)
+    assert [p.shape for p in at_layers["sl2"].parameters()] == [p.shape for p in at_pyramid["sl2"].parameters()]
 
 
 def test_the_depth_is_that_of_the_loss_that_enters_the_head(pair: Pair) -> None:
