@@ -15,7 +15,7 @@ def main(teacher: str, student: str, data: str, epochs: str = "100", imgsz: str 
     model.train(
         trainer=DistillationTrainer,
         teacher=teacher,
-        losses={"cls": 3, "box": 5},  # without this line: the default recipe
+        losses={"cls": 0.5, "box": 5},  # without this line: the default recipe
         data=data,
         epochs=int(epochs),
         imgsz=int(imgsz),

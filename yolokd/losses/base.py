@@ -100,7 +100,7 @@ LOSSES: dict[str, LossInfo] = {
             paper="CrossKD (Wang et al., CVPR 2024), BCKD (Yang et al., ICCV 2023)",
             link="https://arxiv.org/abs/2306.11369",
             needs=frozenset({"scores"}),
-            gain=3.0,
+            gain=0.25,
             summary="class probabilities, quality focal loss over all anchors",
             one2one=True,
         ),
