@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from yolokd.classes import ClassMap
 from yolokd.compat.boxes import anchor_points
+from yolokd.levels import match_levels
 from yolokd.predictions import Assigned, HeadInfo, Hidden, Pair, Predictions
+from yolokd.teachers.live import Teacher
+from yolokd.teachers.panel import Panel
+from yolokd.teachers.view import View
 
 WIDTHS = (4, 6)
 SIZES = ((4, 4), (2, 2))
@@ -37,6 +42,12 @@ def predictions(
         torch.randn(batch, 4 * reg_max, ANCHORS, generator=g),
         tuple(torch.randn(batch, c, *s, generator=g) for c, s in zip(widths, SIZES, strict=True)),
     )
+
+
+def panel(teacher: Teacher, student: HeadInfo, class_map: ClassMap | None = None, ratio: float = 1.0) -> Panel:
+    """One teacher, ready to be asked."""
+    classes = class_map or ClassMap.by_name(teacher.info.names, student.names)
+    return Panel([View(teacher, student, classes, match_levels(student, teacher.info, ratio))])
 
 
 def grid() -> tuple[torch.Tensor, torch.Tensor]:

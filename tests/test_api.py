@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.lively import save_lively, save_tiny_detr
 from tests.test_trainer import FAST, rows
-from yolokd import api
+from yolokd import api, runs
 from yolokd.api import Run, distill
 from yolokd.errors import UserError
 
@@ -34,7 +35,7 @@ def test_distill_resumed_after_its_end_trains_nothing(run: Run, monkeypatch: pyt
     def no_training(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a trainer was built")
 
-    monkeypatch.setattr(api, "DistillationTrainer", no_training)
+    monkeypatch.setattr(runs, "DistillationTrainer", no_training)
     assert distill(resume=run.last) == run
     assert distill(resume=str(run.save_dir)) == run
 
@@ -51,7 +52,7 @@ def test_distill_hands_every_key_to_the_trainer(monkeypatch: pytest.MonkeyPatch,
         def train(self) -> None:
             pass
 
-    monkeypatch.setattr(api, "DistillationTrainer", Trainer)
+    monkeypatch.setattr(runs, "DistillationTrainer", Trainer)
     empty = distill(Path("s.pt"), "t.pt", data="d.yaml", losses={"cwd": 1}, resume=False, **{"cwd.temperature": 2})
     assert empty == Run(tmp_path, {})
     expected = {"student": "s.pt", "teacher": "t.pt", "data": "d.yaml", "losses": {"cwd": 1}, "cwd.temperature": 2}
@@ -73,7 +74,7 @@ def test_distill_lays_what_is_typed_over_a_run_that_begins_again(
         def train(self) -> None:
             pass
 
-    monkeypatch.setattr(api, "DistillationTrainer", Trainer)
+    monkeypatch.setattr(runs, "DistillationTrainer", Trainer)
     distill(resume=tmp_path, teacher="moved.pt", exist_ok=False)
     assert (given["teacher"], given["student"], given["epochs"]) == ("moved.pt", "s.pt", 9)
     assert (given["save_dir"], given["exist_ok"]) == (str(tmp_path.resolve()), True)
@@ -109,3 +110,25 @@ def test_check_says_what_pairs_and_who_is_better(toy_student: Path, toy_teacher:
     text = api.check(toy_teacher, toy_student, toy_data, imgsz=64, batch=4, device="cpu")
     assert "3 of 3" in text
     assert "mAP" in text
+
+
+def test_cache_says_what_it_stored_and_keeps_it(toy_data: Path, tmp_path: Path) -> None:
+    teacher = save_lively(tmp_path / "t.pt")
+    said = api.cache(teacher, toy_data, tmp_path / "cache", imgsz=64, device="cpu", workers=2)
+    (file,) = (tmp_path / "cache").glob("*.soft")
+    assert said.startswith(f"{file}: ")
+    assert "detections of 8 images and their mirror images" in said
+    before = file.stat().st_mtime_ns
+    assert api.cache(teacher, toy_data, tmp_path / "cache", imgsz=64, device="cpu") == said
+    assert file.stat().st_mtime_ns == before
+    api.cache(teacher, toy_data, tmp_path / "cache", teacher_imgsz=96, imgsz=64, device="cpu")
+    assert len(list((tmp_path / "cache").glob("*.soft"))) == 2
+
+
+@pytest.mark.e2e
+def test_check_of_a_teacher_whose_accuracy_is_not_measured(toy_data: Path, toy_student: Path, tmp_path: Path) -> None:
+    detr = save_tiny_detr(tmp_path / "detr.pt")
+    text = api.check(detr, toy_student, toy_data, imgsz=64, batch=4, device="cpu")
+    assert "3 of 3" in text
+    assert "student mAP50-95" in text
+    assert "teacher mAP50-95" not in text

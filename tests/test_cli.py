@@ -34,7 +34,13 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
         return function
 
-    results = {"distill": SimpleNamespace(best="best.pt"), "evaluate": "table", "export": ("table", []), "check": "ok"}
+    results = {
+        "distill": SimpleNamespace(best="best.pt", peers=()),
+        "evaluate": "table",
+        "export": ("table", []),
+        "check": "ok",
+    }
+    results["cache"] = "stored"
     for name, result in results.items():
         monkeypatch.setattr(api, name, record(name, result))
     return calls
@@ -50,6 +56,10 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         (["train", "cwd.temperature=2", "epochs", "=", "3"], ("distill", {"cwd.temperature": 2, "epochs": 3})),
         (["val", "model=a.pt", "data=b.yaml"], ("evaluate", {"model": "a.pt", "data": "b.yaml"})),
         (["export", "model=a.pt", "format=onnx,ncnn"], ("export", {"model": "a.pt", "format": "onnx,ncnn"})),
+        (
+            ["cache", "teacher=a.pt", "data=b.yaml", "imgsz=64"],
+            ("cache", {"teacher": "a.pt", "data": "b.yaml", "imgsz": 64}),
+        ),
         (
             ["checks", "teacher=a.pt", "model=b.pt", "data=c.yaml"],
             ("check", {"teacher": "a.pt", "student": "b.pt", "data": "c.yaml"}),

@@ -215,3 +215,78 @@ def test_balance_needs_epochs_after_the_ramp() -> None:
         check_against_epochs(config, 10, warmup=3.0)
     check_against_epochs(config, 11, warmup=3.0)
     check_against_epochs(replace(config, balance=None), 10, warmup=3.0)
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        {"teacher": "a.pt:red+dark blue,b.pt:green", "teacher_weights": [1 / 3, 2 / 3]},
+        {"teacher": ["a.pt", "b.pt"], "teacher_weights": "2,1e-3"},
+        {"teacher": "t.pt", "teacher_weights": 2},
+        {"teacher": "self:levels", "kd_start": 3},
+        {"teacher": "self", "teacher_imgsz": 1280, "teacher_every": 4, "teacher_compile": True},
+    ],
+)
+def test_the_settings_of_teachers_come_back(ours: dict[str, Any]) -> None:
+    config = build_config(ours)
+    assert DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert build_config(split_keys(yaml.safe_load(config.to_yaml()))[0]) == config
+
+
+def test_teachers_as_text_and_as_list() -> None:
+    assert build_config({"teacher": [" a.pt", "b.pt:dog"]}).teacher == "a.pt,b.pt:dog"
+    config = build_config({"teacher": "a.pt , b.pt", "teacher_weights": (2, 1)})
+    assert (config.teacher, config.teacher_weights) == ("a.pt,b.pt", (2.0, 1.0))
+    assert build_config({"teacher": "t.pt"}).teacher_every == 1
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ({"teacher": "a.pt,b.pt", "teacher_weights": "1"}, "is not a positive number for each of 2 teachers"),
+        ({"teacher": "a.pt,b.pt", "teacher_weights": "1,0"}, "is not a positive number for each of 2 teachers"),
+        ({"teacher": "a.pt,b.pt", "teacher_weights": "1,x"}, "is not a positive number"),
+        ({"teacher": "a.pt,b.pt", "teacher_weights": "1,nan"}, "is not a positive number"),
+        ({"teacher": "a.pt,"}, "empty place"),
+        ({"teacher": "self,a.pt"}, "cannot be one of several"),
+        ({"teacher_imgsz": "big"}, "teacher_imgsz=big is not a number of pixels"),
+        ({"teacher_every": 1.5}, "teacher_every=1.5 is not a number of steps"),
+        ({"teacher_compile": "yes"}, "teacher_compile=yes is neither True nor False"),
+        ({"kd_start": -1}, "kd_start=-1 is not a number of epochs"),
+    ],
+)
+def test_mistakes_about_teachers(ours: dict[str, Any], said: str) -> None:
+    assert said in refusal(ours).problem
+
+
+def test_the_start_without_distillation_must_leave_an_epoch() -> None:
+    config = build_config({"teacher": "t.pt", "kd_start": 3, "kd_close": 1})
+    check_against_epochs(config, 5)
+    for epochs in (4, 3):
+        with pytest.raises(UserError, match="kd_start=3 of"):
+            check_against_epochs(config, epochs)
+    balanced = build_config({"teacher": "t.pt", "kd_start": 3, "balance": 0.1})
+    check_against_epochs(balanced, 6, warmup=2)
+    with pytest.raises(UserError, match="balance= measures"):
+        check_against_epochs(replace(balanced, kd_close=1), 6, warmup=2)
+
+
+def test_whether_losses_were_named_is_not_lost_on_the_way() -> None:
+    assert not build_config({"teacher": "t.pt"}).chosen
+    assert build_config({"teacher": "t.pt", "losses": "cls"}).chosen
+    # In the run folder they all are, so that a run that begins again has the losses that it began with.
+    assert build_config(split_keys(yaml.safe_load(build_config({"teacher": "t.pt"}).to_yaml()))[0]).chosen
+
+
+def test_what_an_exported_teacher_is_told_survives_every_form() -> None:
+    config = build_config({"teacher": "t.onnx", "teacher_names": "person, bicycle", "teacher_boxes": "xywhn"})
+    assert config.exported == {"precision": "auto", "names": ("person", "bicycle"), "box_format": "xywhn"}
+    assert DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert build_config(yaml.safe_load(config.to_yaml())) == config
+    without = build_config({"teacher": "t_openvino_model"})
+    assert without.exported == {"precision": "auto", "names": None, "box_format": None}
+    assert "teacher_names" not in without.to_yaml()
+    with pytest.raises(UserError, match=r"teacher_names is for an exported teacher, and teacher=t\.pt is none"):
+        build_config({"teacher": "t.pt", "teacher_names": ["a"]})
+    with pytest.raises(UserError, match="has an empty place"):
+        build_config({"teacher": "t.onnx", "teacher_names": "a,,b"})

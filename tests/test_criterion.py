@@ -10,7 +10,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
 from tests.conftest import NAMES
-from tests.helpers import assignment
+from tests.helpers import assignment, panel
 from yolokd.balance import Balance
 from yolokd.classes import ClassMap
 from yolokd.compat.checkpoint import head_info
@@ -62,7 +62,8 @@ def make(
     depth = entry_depth(losses)
     live.open([t for _, t in taps], depth)
     criterion = DistillationCriterion(
-        *(model.init_criterion(), live, losses, classes, (8, 16, 32), plan, Balance(share, gains)),
+        *(model.init_criterion(), panel(live, head_info(model), classes), losses, (8, 16, 32), plan),
+        Balance(share, gains),
         guard=Guard(guard),
         taps=StudentTaps(model, [s for s, _ in taps], depth),
     )
@@ -91,7 +92,7 @@ def test_gradient_reaches_student_and_adapters_never_the_teacher() -> None:
     criterion(model(batch()["img"]), batch())[0][3:].sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in criterion.losses.parameters())
     assert sum(p.grad.abs().sum() for p in model.parameters() if p.grad is not None) > 0
-    assert all(p.grad is None and not p.requires_grad for p in criterion.teacher.model.parameters())  # type: ignore[attr-defined]
+    assert all(p.grad is None and not p.requires_grad for p in criterion.teachers.views[0].teacher.model.parameters())  # type: ignore[attr-defined]
 
 
 def test_nothing_of_it_is_in_the_student() -> None:
@@ -118,9 +119,10 @@ def test_other_attributes_are_those_of_the_students_criterion() -> None:
 def test_the_teacher_rests_after_kd_close() -> None:
     model, criterion = make(close=9)
     asked: list[int] = []
-    inner = criterion.teacher
-    criterion.teacher = lambda data: (asked.append(1), inner(data))[1]  # type: ignore[assignment]
-    criterion.teacher.name = "counted"  # type: ignore[misc]
+    view = criterion.teachers.views[0]
+    inner = view.teacher
+    view.teacher = lambda data: (asked.append(1), inner(data))[1]  # type: ignore[assignment]
+    view.teacher.name, view.teacher.info = "counted", inner.info  # type: ignore[misc]
     for epoch, times in ((0, 1), (1, 1)):
         criterion.begin_epoch(epoch, 1, criterion.schedule)
         _, items = criterion(model(batch()["img"]), batch())
@@ -221,8 +223,9 @@ def test_a_batch_without_any_label() -> None:
 
 def test_a_nan_teacher_is_named() -> None:
     model, criterion = make()
-    criterion.teacher.name = "broken.pt"
-    criterion.teacher.model.model[0].conv.weight.data.fill_(float("nan"))  # type: ignore[attr-defined]
+    live = criterion.teachers.views[0].teacher
+    live.name = "broken.pt"
+    live.model.model[0].conv.weight.data.fill_(float("nan"))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"teacher=broken\.pt: its class scores"):
         criterion(model(batch()["img"]), batch())
 
@@ -233,6 +236,7 @@ def test_unlabelled_images_are_weighed_by_the_teacher() -> None:
         assigned,
         gt_image=torch.tensor([0]),
         weight=assigned.weight * torch.tensor([[1.0], [0.0]]),
+        normalizer=torch.tensor(0.8 * 3),
     )
     scores = torch.full((2, 2, 20), -9.0)
     scores[:, 0, 3] = 0.0  # sure to .5
@@ -242,6 +246,9 @@ def test_unlabelled_images_are_weighed_by_the_teacher() -> None:
     assert weighed.weight[1].nonzero().flatten().tolist() == [3]
     assert weighed.weight[1, 3].item() == pytest.approx(0.5)
     assert weighed.normalizer.item() == pytest.approx(0.8 * 3 + 0.5)
+    # A level that is not taught keeps its part of the detection loss's normaliser.
+    cut = replace(assigned, normalizer=torch.tensor(0.8 * 3 + 4))
+    assert weigh_unlabelled(cut, Predictions(scores, None, None), 2).normalizer.item() == pytest.approx(2.4 + 4.5)
 
 
 def test_every_loss_of_the_table_reaches_the_items_and_the_student() -> None:
@@ -319,7 +326,7 @@ def test_crosskd_goes_through_the_teachers_head_into_the_students() -> None:
     assert head.cv2[0][0].conv.weight.grad.abs().sum() > 0
     assert head.cv3[0][0][0].conv.weight.grad.abs().sum() > 0
     assert not head.cv2[0][1].conv.weight.grad.any()  # behind the door it is the teacher's head that answers
-    assert all(p.grad is None for p in criterion.teacher.model.parameters())  # type: ignore[attr-defined]
+    assert all(p.grad is None for p in criterion.teachers.views[0].teacher.model.parameters())  # type: ignore[attr-defined]
 
 
 def test_crosskd_maps_the_classes_behind_the_door() -> None:
@@ -370,3 +377,177 @@ def test_the_guard_does_not_count_the_ramp_nor_an_adversary() -> None:
         assert ramped.end_epoch(fitness) == []
     ramped.begin_epoch(3, 1, ramped.schedule)
     assert ramped.guard._best == 0  # the ramp's results are no best to compare with
+
+
+def count_questions(criterion: DistillationCriterion) -> list[int]:
+    """Let the first teacher note each time that it is asked."""
+    asked: list[int] = []
+    view = criterion.teachers.views[0]
+    inner = view.teacher
+
+    class Counted:
+        info, name = inner.info, "counted"
+
+        def __call__(self, data: Any) -> Predictions:
+            asked.append(1)
+            return inner(data)
+
+    view.teacher = Counted()
+    return asked
+
+
+@pytest.mark.parametrize(("every", "batches", "epochs"), [(2, 4, 1), (3, 4, 3), (4, 1, 4), (2, 3, 2)])
+def test_teacher_every_asks_seldom_and_the_mean_stays(every: int, batches: int, epochs: int) -> None:
+    model, criterion = make(gains={"cls": 1.0, "adv": 1.0})
+    data = batch(images=1, labels=2)
+    preds = model(data["img"])
+    criterion.watch = False
+    full = criterion(preds, data)[1]
+    criterion.every = every
+    asked = count_questions(criterion)
+    items, totals = [], []
+    for epoch in range(epochs):
+        criterion.begin_epoch(epoch, batches, criterion.schedule)
+        for _ in range(batches):
+            total, named = criterion(preds, data)
+            items.append(named)
+            totals.append(total)
+    assert len(asked) == epochs * batches // every
+    for name in ("kd_cls_loss", "kd_adv_loss"):
+        mean = sum(float(named[name]) for named in items) / len(items)
+        assert mean == pytest.approx(float(full[name]), rel=0.05), name  # adv standardises anew
+    accuracy = sum(float(named["kd_adv_accuracy"]) for named in items) / len(items)
+    assert accuracy == pytest.approx(float(full["kd_adv_accuracy"]), abs=0.05)
+    for named, total in zip(items, totals, strict=True):
+        assert (named["kd_cls_loss"] > 0) == (total[3] > 0)
+
+
+def test_guard_and_balance_see_asked_steps_only() -> None:
+    model, criterion = make(gains={"cls": 1.0})
+    criterion.every = 2
+    criterion.begin_epoch(0, 4, criterion.schedule)
+    preds = model(batch()["img"])
+    value = 0.0
+    for _ in range(4):
+        value = max(value, criterion(preds, batch())[1]["kd_cls_loss"].item())
+    assert criterion._counted == 2
+    # The guard's mean is that of the loss, not of what counts twice.
+    assert float(criterion._sums["cls"]) / criterion._counted == pytest.approx(value / 2)
+    share = criterion.balance.columns()["balance/cls_share"]
+    every, other = make(gains={"cls": 1.0}), criterion.balance
+    every[1].begin_epoch(0, 4, criterion.schedule)
+    for _ in range(2):
+        every[1](every[0](batch()["img"]), batch())
+    assert share == pytest.approx(every[1].balance.columns()["balance/cls_share"], rel=1e-4)
+    assert other.gains == {"cls": 1.0}
+
+
+def test_the_teacher_rests_until_kd_start() -> None:
+    model, criterion = make(gains={"cls": 1.0}, start=1)
+    asked = count_questions(criterion)
+    for epoch in (0, 1):
+        criterion.begin_epoch(epoch, 1, criterion.schedule)
+        items = criterion(model(batch()["img"]), batch())[1]
+        assert (len(asked), items["kd_cls_loss"].item() > 0) == ((0, False), (1, True))[epoch]
+
+
+P2 = {"student": "yolov8n-p2.yaml", "teacher": "yolov8n.yaml"}
+
+
+def make_levels(
+    student: str, teacher: str, gains: dict[str, float], taps: tuple[tuple[int, int], ...] = ()
+) -> tuple[DetectionModel, DistillationCriterion]:
+    """As `make`, through the panel that a training has, with strides of any pyramid."""
+    from yolokd.config import DistillConfig
+    from yolokd.seating import fit_losses
+    from yolokd.teachers.opening import seat
+    from yolokd.teachers.spec import TeacherSpec
+
+    model = detector(student, 0)
+    live = LiveTeacher(detector(teacher, 1), torch.device("cpu"), "fp32")
+    info = head_info(model)
+    seats = seat([TeacherSpec("t.pt")], [live], info, overrides={}, only=None, weights=(), ratio=1)
+    losses = fit_losses(DistillConfig("t.pt", gains, taps=taps), seats, model, 0)
+    criterion = DistillationCriterion(
+        *(model.init_criterion(), seats, losses, info.strides, Schedule("constant", 10, 0)),
+        Balance(None, gains),
+        taps=StudentTaps(model, [s for s, _ in taps], entry_depth(losses)),
+    )
+    model.criterion = criterion
+    return model.train(), criterion
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ("yolov8n-p2.yaml", "yolov8n.yaml"),
+        ("yolov8n.yaml", "yolov8n-p2.yaml"),
+        ("yolov8n-p6.yaml", "yolov8n.yaml"),
+        ("yolov8n-p2.yaml", "yolov8n-p6.yaml"),
+    ],
+)
+def test_pyramids_of_other_levels_teach_at_the_shared_ones(student: str, teacher: str) -> None:
+    gains = {name: info.gain for name, info in LOSSES.items() if name != "crosskd"}
+    model, criterion = make_levels(student, teacher, gains)
+    data = {**batch(6), "img": torch.rand(2, 3, 128, 128)}
+    data["bboxes"] = torch.tensor([[0.3 + 0.07 * i, 0.6 - 0.05 * i, 0.2 + 0.05 * i, 0.4] for i in range(6)])
+    total, items = criterion(model(data["img"]), data)
+    total.sum().backward()
+    for name in gains:
+        assert torch.isfinite(items[f"kd_{name}_loss"]), name
+        # With random weights all of an object's anchors may lie on P2, which is not taught.
+        assert items[f"kd_{name}_loss"] > 0 or name in ("kd", "box", "iou"), name
+    assert all(p.grad is not None for p in criterion.losses.parameters())
+
+
+def test_a_level_that_is_not_shared_gets_no_gradient_and_changes_nothing_elsewhere() -> None:
+    """The losses of a P2 student are those of the same student with P2 cut off by hand."""
+    gains = {"cls": 1.0, "box": 1.0, "cwd": 1.0, "sl2": 1.0}
+    model, criterion = make_levels(**P2, gains=gains)
+    criterion.watch = False  # measuring would leave gradients of its own
+    data = batch()
+    preds = model(data["img"])
+    total, items = criterion(preds, data)
+    first = 16 * 16  # anchors of P2 at 64 px
+    (scores,) = torch.autograd.grad(total[3:].sum(), preds["scores"], retain_graph=True)
+    assert not scores[..., :first].any()
+    assert scores[..., first:].any()
+    # By hand: the teacher's own answer, the student's last 84 anchors, the assignment's as well.
+    teacher = criterion.teachers.views[0].teacher(data)
+    criterion.base(preds, data)
+    sides = torch.tensor([16, 8, 4, 2])
+    assigned = criterion._assigners[0].take(torch.tensor([4.0, 8.0, 16.0, 32.0]).repeat_interleave(sides**2))
+    cut = {name: getattr(assigned, name)[:, first:] for name in ("labels", "boxes", "scores", "foreground", "gt_index")}
+    here = replace(
+        assigned,
+        **cut,
+        weight=assigned.weight[:, first:],
+        anchors=assigned.anchors[first:],
+        strides=assigned.strides[first:],
+    )
+    assert here.strides.tolist() == [8.0] * 64 + [16.0] * 16 + [32.0] * 4
+    student = Predictions(preds["scores"][..., first:], preds["boxes"][..., first:], tuple(preds["feats"][1:]))
+    for name in gains:
+        expected = criterion.losses[name](student, teacher, here)
+        assert items[f"kd_{name}_loss"].item() == pytest.approx(expected.item(), rel=1e-5), name
+
+
+def test_crosskd_enters_an_ordinary_teacher_from_a_p2_student_and_is_refused_the_other_way() -> None:
+    model, criterion = make_levels(**P2, gains={"crosskd": 1.0})
+    total, items = criterion(model(batch()["img"]), batch())
+    total[3:].sum().backward()
+    assert items["kd_crosskd_loss"] > 0
+    head = model.model[-1]
+    finest = head.cv2[0][0].conv.weight.grad
+    assert finest is None or not finest.any()
+    assert head.cv2[1][0].conv.weight.grad.abs().sum() > 0
+    with pytest.raises(UserError, match="crosskd looks inside the teacher"):
+        make_levels(P2["teacher"], P2["student"], {"crosskd": 1.0})
+
+
+def test_taps_of_a_p2_student() -> None:
+    model, criterion = make_levels(**P2, gains={"cls": 1.0, "cwd": 1.0}, taps=((4, 4), (6, 6)))
+    total, items = criterion(model(batch()["img"]), batch())
+    assert items["kd_cwd_loss"] > 0
+    found = torch.autograd.grad(total[4], next(model.model[4].parameters()))
+    assert found[0].abs().sum() > 0

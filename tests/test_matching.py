@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.helpers import ANCHORS, assignment, predictions
+from tests.helpers import ANCHORS, assignment, grid, predictions
 from yolokd.compat.boxes import decode
 from yolokd.losses.boxes import LocalizationKD
 from yolokd.losses.logits import ClassificationKD
@@ -79,3 +79,45 @@ def test_without_a_shared_class_the_box_alone_is_taught() -> None:
 def test_without_boxes() -> None:
     with pytest.raises(ValueError, match="one-to-one"):
         match_positives(predictions(), Predictions(torch.zeros(2, 2, ANCHORS), None, None), assignment())
+
+
+def test_an_anchor_where_the_teacher_has_no_word_is_nobodys_answer() -> None:
+    said = teacher()
+    edges = torch.ones(1, 4, ANCHORS, dtype=torch.bool)
+    edges[0, :, ANSWER] = False  # its perfect box there was only put there
+    second = 9
+    boxes = said.boxes.clone()  # type: ignore[union-attr]
+    boxes[0, :, second] = torch.tensor([4.0, 12.0, 10.0, 4.0]) / 8  # (8, 8, 22, 24) from (12, 20): less than perfect
+    edges[0, 0, second] = False
+    _, theirs, assigned = match_positives(
+        predictions(1, reg_max=1), replace(said, boxes=boxes, edges=edges), assignment(1, foreground=(POSITIVE,))
+    )
+    assert theirs.boxes is not None
+    assert theirs.edges is not None
+    box = decode(theirs.boxes[0].T, assigned.anchors, assigned.strides)[0].tolist()
+    points, _ = grid()
+    x, y = points[second].tolist()
+    assert box == [x - 4, y - 12, x + 10, y + 4]
+    assert theirs.edges.shape == (1, 4, 1)
+    assert theirs.edges[0, :, 0].tolist() == [False, True, True, True]
+
+
+def test_the_edges_that_the_teacher_has_a_word_on_are_all_that_is_taught() -> None:
+    student, assigned = predictions(1, reg_max=1), assignment(1, foreground=(POSITIVE,))
+    edges = torch.ones(1, 4, ANCHORS, dtype=torch.bool)
+    everything, some = (
+        LocalizationKD()(*match_positives(student, replace(teacher(), edges=e), assigned))
+        for e in (edges, edges & torch.tensor([True, False, True, True])[None, :, None])
+    )
+    assert everything == LocalizationKD()(*match_positives(student, teacher(), assigned))
+    assert some != everything
+    silent = match_positives(student, replace(teacher(), edges=~edges), assigned)
+    assert LocalizationKD()(*silent).item() == 0
+    assert ClassificationKD()(*silent).isfinite()
+
+
+def test_matched_without_a_positive_with_edges() -> None:
+    edges = torch.ones(1, 4, ANCHORS, dtype=torch.bool)
+    _, theirs, _ = match_positives(predictions(1), replace(teacher(), edges=edges), assignment(1, foreground=()))
+    assert theirs.edges is not None
+    assert theirs.edges.shape == (1, 4, 0)

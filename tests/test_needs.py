@@ -2,17 +2,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.helpers import STRIDES, head, predictions
-from tests.helpers import pair as make_pair
-from yolokd.classes import ClassMap
+from tests.helpers import head, panel, predictions
 from yolokd.config import DistillConfig, build_config
 from yolokd.errors import UserError
-from yolokd.needs import refuse_channels, refuse_pair, refuse_settings, refuse_what_is_missing, trial_losses
-from yolokd.predictions import Pair
+from yolokd.needs import (
+    refuse_channels,
+    refuse_classes,
+    refuse_grids,
+    refuse_settings,
+    servable,
+    trial_losses,
+    what_is_missing,
+    without_features,
+)
+from yolokd.predictions import HeadInfo
+from yolokd.teachers.opening import seat
+from yolokd.teachers.panel import Panel
+from yolokd.teachers.spec import TeacherSpec
 
 HIDDEN = (((4, 4), (5, 5)), ((4, 4), (5, 5)))  # two depths, two levels
 
@@ -77,16 +88,13 @@ def test_a_compiled_student_cannot_be_balanced() -> None:
     refuse_settings(config(), {"compile": True})
 
 
-def class_map(shared: int, total: int = 3) -> ClassMap:
+def seated(shared: int, total: int = 3) -> Panel:
+    """A panel of one teacher that shares so many classes with its student."""
     names = {i: f"s{i}" for i in range(total)}
-    return ClassMap.by_name({i: names[i] if i < shared else f"t{i}" for i in range(total)}, names)
-
-
-def test_another_number_of_levels_is_refused() -> None:
-    student = replace(head(), strides=(4, *STRIDES), widths=(2, 4, 6))
-    error = refusal(refuse_pair, config(), Pair(student, head()), class_map(3))
-    assert error.problem == "The teacher has 2 levels (strides 8, 16), the student 3 (strides 4, 8, 16)."
-    assert "same levels" in error.remedy
+    known = {i: names[i] if i < shared else f"t{i}" for i in range(total)}
+    student = replace(head(), names=names)
+    teacher = SimpleNamespace(info=replace(head(), names=known), name="big.pt")
+    return panel(teacher, student)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -98,25 +106,29 @@ def test_another_number_of_levels_is_refused() -> None:
     ],
 )
 def test_without_a_shared_class_the_losses_on_classes_are_refused(losses: str, said: str, rest: str) -> None:
-    error = refusal(refuse_pair, config(losses), make_pair(), class_map(0))
-    assert error.problem.startswith("No class of the teacher (c0, c1) is a class of the data (c0, c1)")
+    error = refusal(refuse_classes, config(losses), seated(0))
+    assert error.problem.startswith("No class of the teacher (t0, t1, t2) is a class of the data (s0, s1, s2)")
     assert said in error.problem
     assert rest in error.remedy
-    refuse_pair(config("box,cwd"), make_pair(), class_map(0))
+    refuse_classes(config("box,cwd"), seated(0))
 
 
 def test_one_shared_class_leaves_a_softmax_nothing_to_say() -> None:
-    error = refusal(refuse_pair, config("box,kd"), make_pair(), class_map(1))
+    error = refusal(refuse_classes, config("box,kd"), seated(1))
     assert error.problem.startswith("The loss kd compares classes with one another and needs 2; teacher and data share")
     assert "share 1, so it would always be 0" in error.problem
     assert error.remedy.startswith("Take cls instead of kd")
-    refuse_pair(config("box,kd"), make_pair(), class_map(2))
-    refuse_pair(config("box,cls"), make_pair(), class_map(1))
+    refuse_classes(config("box,kd"), seated(2))
+    refuse_classes(config("box,cls"), seated(1))
 
 
 def test_images_of_other_channels_are_refused() -> None:
-    refuse_channels(config(), 3, 3)
-    error = refusal(refuse_channels, config(), 3, 1)
+    coloured = SimpleNamespace(name="big.pt", model=SimpleNamespace(yaml={"nc": 3}))
+    grey = SimpleNamespace(name="grey.pt", model=SimpleNamespace(yaml={"channels": 1}))
+    assert not refused(refuse_channels, coloured, 3)
+    assert not refused(refuse_channels, grey, 1)
+    assert refused(refuse_channels, grey, 3)
+    error = refusal(refuse_channels, coloured, 1)
     assert error.problem == "teacher=big.pt takes images of 3 channels, the data has 1."
 
 
@@ -130,16 +142,16 @@ def test_images_of_other_channels_are_refused() -> None:
     ],
 )
 def test_what_the_teacher_does_not_give_is_named(losses: str, missing: str, said: str) -> None:
-    error = refusal(refuse_what_is_missing, config(losses), replace(predictions(), **{missing: None}))
+    error = refusal(servable, config(losses), replace(predictions(), **{missing: None}))
     assert error.problem.startswith(said)
     assert "out of losses=, or take another teacher" in error.remedy
 
 
 def test_a_teacher_that_gives_all_serves() -> None:
     lending = replace(predictions(), reenter=lambda hidden: predictions())
-    assert not refused(refuse_what_is_missing, config("cls,box,cwd,rkd,sl2"), predictions())
-    assert not refused(refuse_what_is_missing, config("crosskd"), lending)
-    assert refused(refuse_what_is_missing, config("crosskd"), predictions())
+    assert not refused(servable, config("cls,box,cwd,rkd,sl2"), predictions())
+    assert not refused(servable, config("crosskd"), lending)
+    assert refused(servable, config("crosskd"), predictions())
 
 
 @pytest.mark.parametrize(
@@ -153,16 +165,132 @@ def test_a_teacher_that_gives_all_serves() -> None:
 )
 def test_options_out_of_range_are_refused(losses: str, option: dict[str, Any], said: str) -> None:
     entered = replace(head(), hidden=HIDDEN)
-    error = refusal(trial_losses, config(losses, **option), Pair(entered, entered), 0, None)
+    teacher = SimpleNamespace(info=entered, name="big.pt", open=lambda layers, depth: None)
+    error = refusal(trial_losses, config(losses, **option), panel(teacher, entered), None, 0)  # type: ignore[arg-type]
     assert error.problem == said
     assert "`yolokd losses`" in error.remedy
 
 
 def test_a_head_that_cannot_be_entered_is_refused() -> None:
-    error = refusal(trial_losses, config("crosskd"), make_pair(), 0, None)
+    error = refusal(trial_losses, config("crosskd"), seated(3), None, 0)
     assert "the student gives no way in" in error.problem
 
 
 def test_trial_losses_are_those_of_the_training() -> None:
-    losses = trial_losses(config("cls,cwd"), make_pair(), 0, None)
+    losses = trial_losses(config("cls,cwd"), seated(3), None, 0)  # type: ignore[arg-type]
     assert list(losses) == ["cls", "cwd"]
+
+
+def of(*strides: int, names: dict[int, str] | None = None) -> HeadInfo:
+    return replace(head(), strides=strides, widths=(4,) * len(strides), names=names or {0: "a", 1: "b"})
+
+
+def together(student: HeadInfo, *teachers: HeadInfo, ratio: float = 1.0) -> Panel:
+    told: Any = [SimpleNamespace(info=info, name=f"{i}.pt") for i, info in enumerate(teachers)]
+    specs = [TeacherSpec(f"{i}.pt") for i in range(len(teachers))]
+    return seat(specs, told, student, overrides={}, only=None, weights=(), ratio=ratio)
+
+
+def test_of_several_teachers_one_that_knows_no_class_is_named() -> None:
+    student = of(8, 16)
+    both = together(student, student, of(8, 16, names={0: "dog"}))
+    error = refusal(refuse_classes, config("cls,box"), both)
+    assert error.problem.startswith("teacher=1.pt knows no class of the data that it could speak for")
+    neither = of(8, 16, names={0: "dog"})
+    assert not refused(refuse_classes, config("box,cwd"), together(student, neither, neither))
+    assert refused(refuse_classes, config("cls,box"), together(student, neither, neither))
+
+
+def test_the_classes_of_specialists_count_together() -> None:
+    student = of(8, 16)
+    one, other = of(8, 16, names={0: "a"}), of(8, 16, names={5: "b"})
+    assert not refused(refuse_classes, config("kd"), together(student, one, other))
+    assert refused(refuse_classes, config("kd"), together(student, one, one))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ({"teacher_imgsz": 640}, {}, "teacher_imgsz=640 with imgsz=640"),
+        ({"teacher_imgsz": 320}, {"imgsz": 640}, "the teacher's images are the larger ones"),
+        ({"teacher_imgsz": 650}, {"imgsz": 320}, "in multiples of 32"),
+        ({"teacher_imgsz": 1280}, {"rect": True}, "rect=True and teacher_imgsz="),
+        ({"teacher_imgsz": 960}, {"multi_scale": 0.5}, "multi_scale needs a teacher_imgsz that is a multiple"),
+        ({"teacher_imgsz": 1280, "teacher": "self:levels"}, {}, "teacher=self:levels speaks of what the student"),
+    ],
+)
+def test_sizes_that_do_not_go_together(ours: dict[str, Any], theirs: dict[str, Any], said: str) -> None:
+    assert said in refusal(refuse_settings, config(**ours), theirs).problem
+
+
+def test_sizes_that_serve() -> None:
+    for theirs in ({}, {"imgsz": 640}, {"imgsz": 320, "multi_scale": 0.5}, {"imgsz": 640, "rect": False}):
+        assert not refused(refuse_settings, config(teacher_imgsz=1280), theirs)
+    assert not refused(refuse_settings, config(teacher_imgsz=960), {"imgsz": 640})
+    assert not refused(refuse_settings, config(), {"imgsz": 640, "rect": True, "multi_scale": 0.5})
+
+
+P3, P6 = (8, 16, 32), (8, 16, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "ours", "theirs", "said"),
+    [
+        (P3, P6, {}, {"imgsz": 96}, "multiples of 64 px; these are of 96 px."),
+        (P3, P6, {}, {"imgsz": 128, "multi_scale": 0.5}, "these are of multiples of 32 px with multi_scale=."),
+        (P3, P6, {}, {"imgsz": 128, "rect": True}, "these are of multiples of 32 px with rect=."),
+        (P3, P6, {"teacher_imgsz": 160}, {"imgsz": 128}, "these are of 160 px."),
+        (P6, P3, {"teacher_imgsz": 128}, {"imgsz": 96}, "is not above the 128 px that this student is trained with"),
+        (P3, P6, {}, {"imgsz": 128}, ""),
+        (P3, P6, {"teacher_imgsz": 256}, {"imgsz": 128, "multi_scale": 0.5}, ""),
+        (P6, P3, {}, {"imgsz": 96, "multi_scale": 0.5}, ""),
+        (P3, P3, {}, {"imgsz": 96, "rect": True}, ""),
+    ],
+)
+def test_a_coarser_teacher_needs_images_of_whole_cells(
+    student: tuple[int, ...], teacher: tuple[int, ...], ours: dict[str, Any], theirs: dict[str, Any], said: str
+) -> None:
+    asked = config(**ours), theirs
+    seats = together(of(*student), of(*teacher))
+    if said:
+        assert said in refusal(refuse_grids, seats, of(*student), *asked).problem
+    else:
+        assert not refused(refuse_grids, seats, of(*student), *asked)
+
+
+def default(**ours: Any) -> DistillConfig:
+    return build_config({"teacher": "big.pt", **ours})
+
+
+def test_default_losses_that_the_teacher_cannot_serve_are_left_out() -> None:
+    blind = replace(predictions(), feats=None)
+    left = servable(default(), blind)
+    assert list(left.losses) == ["cls", "box"]
+    assert left.chosen  # from here on they are those of this run, also when it is resumed
+    assert refused(servable, config("cls,box,cwd"), blind)
+    assert refused(servable, default(**{"cwd.temperature": 2}), blind)  # an option asks for its loss
+    assert refused(servable, default(), replace(predictions(), feats=None, scores=None, boxes=None))
+
+
+def test_a_head_without_features_is_known_before_adapters_are_built() -> None:
+    student = of(8, 16)
+    blind = together(student, replace(student, widths=()))
+    left = without_features(default(), blind)
+    assert list(left.losses) == ["cls", "box"]
+    assert not left.chosen  # boxes may be missing as well
+    assert list(trial_losses(left, blind, None, 0)) == ["cls", "box"]  # type: ignore[arg-type]
+    error = refusal(without_features, config("cls,cwd"), blind)
+    assert error.problem == "The loss cwd needs feats, which teacher=big.pt does not give."
+    seeing = together(student, student)
+    assert without_features(default(), seeing) == default()
+    assert refused(without_features, config("cls,cwd"), together(student, student, replace(student, widths=())))
+
+
+def test_a_loss_on_features_needs_all_of_each_teacher() -> None:
+    whole, blind = predictions(), replace(predictions(), feats=None)
+    dumb = replace(predictions(), scores=None)
+    average = replace(predictions(), feats=None, members=(whole, whole))
+    assert what_is_missing(("cls", "box", "cwd", "sl2"), average) == {}
+    assert what_is_missing(("cls", "cwd"), replace(average, members=(whole, blind))) == {"cwd": ["feats"]}
+    # The average has scores, but sl2 looks where each teacher sees something.
+    assert what_is_missing(("cls", "sl2"), replace(average, members=(whole, dumb))) == {"sl2": ["scores"]}

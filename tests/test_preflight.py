@@ -40,7 +40,7 @@ def test_the_lines_say_what_pairs_and_what_it_costs(toy_teacher: Path, toy_stude
     assert report.slowdown > 1
     assert report.warnings == []
     assert report.student_knows_data
-    assert report.teacher_file == toy_teacher
+    assert report.config.teacher == str(toy_teacher)
 
 
 def test_randomness_and_the_folder_are_left_alone(
@@ -68,11 +68,11 @@ def test_a_nan_teacher_is_named(
 
 def test_the_student_takes_the_classes_of_the_data(toy_teacher: Path, toy_data: Path, tmp_path: Path) -> None:
     report = run(toy_teacher, "yolo11n.yaml", toy_data)
-    assert report.pair.student.names == NAMES
+    assert report.pairs[0].student.names == NAMES
     assert not report.student_knows_data
     other = save_detector("yolo11n.yaml", tmp_path / "s.pt", {0: "cat"})
     assert not run(toy_teacher, other, toy_data).student_knows_data
-    assert run(toy_teacher, other, toy_data, {"losses": "box"}, single_cls=True).pair.student.names == {0: "item"}
+    assert run(toy_teacher, other, toy_data, {"losses": "box"}, single_cls=True).pairs[0].student.names == {0: "item"}
 
 
 def test_without_a_shared_class_only_the_losses_without_classes_run(
@@ -82,7 +82,7 @@ def test_without_a_shared_class_only_the_losses_without_classes_run(
     assert "No class of the teacher (cat, dog)" in refusal(teacher, toy_student, toy_data).problem
     report = run(teacher, toy_student, toy_data, {"losses": "box,cwd"})
     assert report.lines[0] == "classes: 0 of 3 mapped; without a teacher: red, green, blue"
-    assert run(teacher, toy_student, toy_data, {"class_map": "cat:red"}).class_map.mapped == 1
+    assert run(teacher, toy_student, toy_data, {"class_map": "cat:red"}).class_maps[0].mapped == 1
 
 
 def test_another_reg_max_is_only_a_note(toy_teacher: Path, toy_data: Path) -> None:
@@ -128,7 +128,7 @@ def test_layers_are_looked_up_and_their_adapters_counted(toy_teacher: Path, toy_
     ours = {"losses": "cls,cwd", "taps": "4:4,6:6,10:9", "balance": 0.1}
     report = run(toy_teacher, toy_student, toy_data, ours)
     assert report.adapter_parameters == 128 * 64 + 128 * 128 + 256 * 256
-    assert report.pair.student.widths == (64, 128, 256)  # the report is about the heads
+    assert report.pairs[0].student.widths == (64, 128, 256)  # the report is about the heads
     assert "taps=4:6: layer 4" in refusal(toy_teacher, toy_student, toy_data, {"taps": "4:6"}).problem
 
 
@@ -149,22 +149,22 @@ def test_grey_data_needs_a_grey_teacher(toy_teacher: Path, toy_student: Path, to
 def test_checks_say_whether_the_teacher_is_worth_it(toy_teacher: Path, toy_student: Path, toy_data: Path) -> None:
     report = run(toy_teacher, toy_student, toy_data)
     finetune = f"yolo detect train model={toy_teacher} data={toy_data}"
-    better = checks_text(report, 0.5, 0.4)
+    better = checks_text(report, {"t.pt": 0.5}, 0.4)
     assert "0.500" in better
     assert "0.400" in better
     assert "WARNING" not in better
     assert report.memory in better
-    worse = checks_text(report, 0.4, 0.4)
+    worse = checks_text(report, {"t.pt": 0.4}, 0.4)
     assert "WARNING: the teacher is not better" in worse
     assert finetune in worse
-    fresh = checks_text(run(toy_teacher, "yolo11n.yaml", toy_data), 0.4, 0.0)
+    fresh = checks_text(run(toy_teacher, "yolo11n.yaml", toy_data), {"t.pt": 0.4}, 0.0)
     assert "means nothing yet" in fresh
     assert "not better" not in fresh
 
 
 def test_checks_name_the_classes_that_the_teacher_lacks(toy_student: Path, toy_data: Path, tmp_path: Path) -> None:
     teacher = save_detector("yolov8n.yaml", tmp_path / "t.pt", {0: "red"})
-    text = checks_text(run(teacher, toy_student, toy_data), 0.2, 0.1)
+    text = checks_text(run(teacher, toy_student, toy_data), {"t.pt": 0.2}, 0.1)
     assert "does not know green, blue" in text
     assert f"yolo detect train model={teacher}" in text
 
@@ -174,3 +174,56 @@ def test_the_lines_say_which_losses_look_where(toy_teacher: Path, toy_student: P
     assert "taps: cwd at layers 4:4, 6:6 (student:teacher); sl2 at the pyramid" in report.lines
     report = run(toy_teacher, toy_student, toy_data, {"losses": "cls,cwd", "taps": "4"})
     assert "taps: cwd at layers 4:4 (student:teacher)" in report.lines
+
+
+def test_several_teachers_have_a_block_each(toy_teacher: Path, toy_student: Path, toy_data: Path) -> None:
+    report = run(f"{toy_teacher}:red+blue,{toy_student}:green", "yolo11n.yaml", toy_data)
+    assert report.lines[0] == f"teacher {toy_teacher}:"
+    assert report.lines[1] == "classes: 2 of 3 mapped; without a teacher: green"
+    assert report.lines[4:6] == [f"teacher {toy_student}:", "classes: 1 of 3 mapped; without a teacher: red, blue"]
+    assert report.lines[8].startswith("adapters: 172,032 parameters")  # of each: 64 * 64 + 128 * 128 + 256 * 256
+    assert report.unmapped == []
+    assert report.config.teacher == f"{toy_teacher}:red+blue,{toy_student}:green"
+
+
+def test_a_pyramid_with_a_level_more(toy_teacher: Path, toy_data: Path) -> None:
+    report = run(toy_teacher, "yolov8n-p2.yaml", toy_data)
+    assert report.lines[1].startswith("levels: 3, strides 8, 16, 32 of 8, 16, 32 in the teacher; widths 64, 128, 256")
+
+
+@pytest.mark.parametrize("student", ["yolov8n-p6.yaml", "yolov8n-p2.yaml"])
+def test_sizes_are_rounded_to_the_students_coarsest_stride(toy_teacher: Path, toy_data: Path, student: str) -> None:
+    assert run(toy_teacher, student, toy_data, imgsz=70).slowdown > 1  # 128 px for P6, 96 px for P2
+
+
+def test_a_student_can_be_asked_about_itself(toy_student: Path, toy_data: Path) -> None:
+    for teacher in ("self", "self:levels"):
+        report = run(teacher, toy_student, toy_data)
+        assert report.config.teacher == teacher
+        assert report.warnings == []
+
+
+def test_a_default_loss_that_the_teacher_cannot_serve_is_said_to_be_left_out(
+    toy_teacher: Path, toy_student: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from yolokd.teachers.live import LiveTeacher
+
+    class Blind(LiveTeacher):
+        """A teacher without features, as an exported file is."""
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.info = replace(self.info, widths=(), hidden=())
+
+        def __call__(self, batch: Any) -> Any:
+            return replace(super().__call__(batch), feats=None)
+
+    monkeypatch.setattr("yolokd.teachers.opening.LiveTeacher", Blind)
+    report = run(toy_teacher, toy_student, toy_data)
+    assert "cwd is left out: the teacher does not give what it needs" in report.lines
+    assert list(report.config.losses) == ["cls", "box"]
+    assert report.adapter_parameters == 0
+    error = refusal(toy_teacher, toy_student, toy_data, {"losses": "cls,cwd"})
+    assert error.problem == f"The loss cwd needs feats, which teacher={toy_teacher} does not give."

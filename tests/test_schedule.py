@@ -12,6 +12,10 @@ from yolokd.schedule import Schedule
         (Schedule("constant", 2, 3), {0: 0, 0.5: 0.5, 1: 1}),  # the ramp is cut to epochs - 1
         (Schedule("constant", 1, 3), {0: 1, 0.5: 1}),  # one epoch: no ramp
         (Schedule("constant", 10, 0, close=4), {0: 1, 5.9: 1, 6: 0, 9: 0}),
+        (Schedule("constant", 10, 2, start=3), {0: 0, 2.9: 0, 3: 0, 4: 0.5, 5: 1, 9.9: 1, 10: 0}),
+        (Schedule("constant", 10, 0, start=3), {2.9: 0, 3: 1}),
+        (Schedule("constant", 5, 3, start=3), {3: 0, 3.5: 0.5, 4: 1}),  # an epoch at full strength is left
+        (Schedule("cosine", 15, 2, close=1, start=2), {1.9: 0, 3: 0.5, 4: 1, 9: 0.5, 14: 0}),
         (Schedule("cosine", 12, 2), {0: 0, 1: 0.5, 2: 1, 7: 0.5, 12: 0}),
         (Schedule("cosine", 12, 0, close=2), {0: 1, 5: 0.5, 10: 0}),
     ],

@@ -26,6 +26,10 @@ NEW: dict[str, Any] = {
     "guard": "off",
     "refine_epochs": 2,
     "taps": "4:4,6:6,10:9",
+    "teacher_imgsz": 1280,
+    "teacher_every": 3,
+    "teacher_compile": True,
+    "kd_start": 1,
 }
 
 
@@ -83,7 +87,7 @@ def test_only_a_worker_looks_into_the_environment(monkeypatch: pytest.MonkeyPatc
 def test_what_is_asked_for_anew(toy_teacher: Path, toy_student: Path, toy_data: Path, here: Path) -> None:
     shutil.copy(toy_teacher, here / "t.pt")
     theirs = {"model": str(toy_student), "data": str(toy_data), "imgsz": 64, "device": "cpu", "epochs": 9}
-    config, sidecar, rest = settle({**NEW, **theirs}, worker=False)
+    config, sidecar, rest = settle({**NEW, "teacher_imgsz": 0, **theirs}, worker=False)
     assert config.teacher == str((here / "t.pt").resolve())  # absolute, to be found from another folder
     assert (config.taps, config.balance, config.closing) == (((4, 4), (6, 6), (10, 9)), 0.1, 2)
     assert (dict(sidecar.config), sidecar.teacher_sha256) == (config.to_dict(), sha256(toy_teacher))
@@ -156,3 +160,61 @@ def test_a_plain_run_cannot_be_all_refinement(toy_data: Path, toy_student: Path)
     with pytest.raises(UserError, match="refine_epochs=3 with epochs=3: nothing comes before the refinement"):
         settle({**keys, "epochs": 3}, worker=False)
     assert settle({**keys, "epochs": 4}, worker=False)[0].refine_epochs == 3
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """The weights of a run with three teachers, two of them specialists; the files lie beside them."""
+    for name in ("a.pt", "b.pt", "c.pt"):
+        (tmp_path / name).write_bytes(name.encode())
+    text = f"{tmp_path}/a.pt:red+green,{tmp_path}/b.pt:blue,{tmp_path}/c.pt"
+    config = build_config({**NEW, "teacher": text, "teacher_weights": "3,1,0.1"})
+    Sidecar(config.to_dict(), settings._fingerprints(text), {3: {}}).save(tmp_path / "weights")
+    return tmp_path
+
+
+def test_several_teachers_are_found_again(several: Path) -> None:
+    asked = {"resume": str(several / "weights" / "last.pt")}
+    config, sidecar, _ = settle(asked, worker=False)
+    assert config.teacher == f"{several}/a.pt:red+green,{several}/b.pt:blue,{several}/c.pt"
+    assert config.teacher_weights == (3.0, 1.0, 0.1)
+    assert len(sidecar.teacher_sha256.split(",")) == 3
+    (several / "b.pt").rename(several / "moved.pt")
+    with pytest.raises(UserError, match=r"teacher=.*b\.pt: no such file"):
+        settle(asked, worker=False)
+    # Where files have moved, their names are enough: each goes on speaking for its classes.
+    config = settle({**asked, "teacher": f"{several}/a.pt,{several}/moved.pt,{several}/c.pt"}, worker=False)[0]
+    assert config.teacher == f"{several}/a.pt:red+green,{several}/moved.pt:blue,{several}/c.pt"
+
+
+def test_the_one_of_several_teachers_that_changed_is_named(several: Path) -> None:
+    asked = {"resume": str(several / "weights" / "last.pt")}
+    (several / "b.pt").write_bytes(b"another")
+    with pytest.raises(UserError) as caught:
+        settle(asked, worker=False)
+    assert caught.value.problem.startswith(f"The teacher {several}/b.pt is not the file that this run began with")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{0}/a.pt,{0}/b.pt", "names 2, and this run began with 3"),
+        ("{0}/b.pt,{0}/a.pt,{0}/c.pt", "is not the file that this run began with"),
+        ("{0}/a.pt:red,{0}/b.pt,{0}/c.pt", "this run began with .*a.pt:red.green"),
+        ("{0}/a.pt,{0}/b.pt,{0}/c.pt:dog", "this run began with .*c.pt"),
+    ],
+)
+def test_a_resumed_run_keeps_its_teachers_and_their_classes(several: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        settle({"resume": str(several / "weights" / "last.pt"), "teacher": text.format(several)}, worker=False)
+
+
+@pytest.mark.parametrize("teacher", ["self", "self:levels"])
+def test_a_student_that_teaches_itself_needs_no_file(tmp_path: Path, teacher: str) -> None:
+    config = build_config({"teacher": teacher, "losses": "cls"})
+    Sidecar(config.to_dict(), settings._fingerprints(teacher), {3: {}}).save(tmp_path / "weights")
+    asked = {"resume": str(tmp_path / "weights" / "last.pt")}
+    assert settle(asked, worker=False)[0] == config
+    other = "self" if teacher != "self" else "self:levels"
+    with pytest.raises(UserError, match="this run began with"):
+        settle({**asked, "teacher": other}, worker=False)

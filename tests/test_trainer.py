@@ -16,6 +16,7 @@ from ultralytics.nn.tasks import torch_safe_load
 from yolokd.errors import UserError
 from yolokd.settings import _ENVIRONMENT
 from yolokd.sidecar import load_sidecar
+from yolokd.teachers.live import LiveTeacher
 from yolokd.trainer import DistillationTrainer
 
 FAST: dict[str, Any] = {"epochs": 3, "imgsz": 64, "batch": 4, "device": "cpu", "plots": False, "workers": 0, "nbs": 4}
@@ -110,9 +111,11 @@ def test_the_settings_stand_in_the_run_folder_as_a_recipe(trained: DistillationT
 
 
 def test_the_teacher_did_not_change_and_is_not_optimised(trained: DistillationTrainer) -> None:
-    assert trained.teacher is not None
+    assert trained.panel is not None
+    teacher = trained.panel.views[0].teacher
+    assert isinstance(teacher, LiveTeacher)
     optimised = {id(p) for group in trained.optimizer.param_groups for p in group["params"]}
-    assert not optimised & {id(p) for p in trained.teacher.model.parameters()}
+    assert not optimised & {id(p) for p in teacher.model.parameters()}
     assert {id(p) for p in trained.losses.parameters()} <= optimised
 
 
@@ -132,10 +135,12 @@ def test_auto_batch_counts_the_teacher(
 ) -> None:
     trainer = DistillationTrainer(overrides=overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher)))
     trainer.setup_model()
-    assert trainer.teacher is not None
+    assert trainer.panel is not None
     trainer.amp = False
     asked = []
-    monkeypatch.setattr(trainer.teacher, "forward", lambda images: asked.append(("teacher", images.shape)))
+    monkeypatch.setattr(
+        trainer.panel.views[0].teacher, "forward", lambda images: asked.append(("teacher", images.shape))
+    )
 
     def measure(self: DetectionTrainer) -> int:
         from copy import deepcopy
@@ -244,4 +249,86 @@ def test_classes_reach_the_class_map(toy_data: Path, toy_student: Path, toy_teac
     )
     trainer._setup_train()
     assert trainer.criterion is not None
-    assert sorted(trainer.criterion.class_map.pairs) == [0, 2]
+    assert sorted(trainer.criterion.teachers.views[0].class_map.pairs) == [0, 2]
+
+
+@pytest.mark.parametrize(("size", "more"), [(128, {}), (96, {}), (128, {"multi_scale": 0.5})])
+def test_images_are_loaded_at_the_teachers_size_and_reduced_for_the_student(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path, size: int, more: dict[str, Any]
+) -> None:
+    from torch.nn import functional as F
+
+    args = overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher), teacher_imgsz=size, **more)
+    trainer = DistillationTrainer(overrides=args)
+    trainer._setup_train()
+    assert trainer.args.imgsz == 64  # as before, for validation and for the checkpoint
+    assert (trainer.train_loader.dataset.imgsz, trainer.test_loader.dataset.imgsz) == (size, 64)
+    sides = set()
+    for loaded in trainer.train_loader:
+        assert loaded["img"].shape[-2:] == (size, size)
+        whole = loaded["img"].clone()
+        batch = trainer.preprocess_batch(dict(loaded))
+        larger, image = batch["teacher_img"], batch["img"]
+        assert larger.dtype == image.dtype == torch.float32
+        assert larger.shape[-1] * 64 == image.shape[-1] * size
+        sides.add(image.shape[-1])
+        if not more:
+            # What the student sees is the reduction of what the teacher sees, to the rounding of uint8.
+            assert torch.equal(larger, whole.float() / 255)
+            assert (image - F.adaptive_avg_pool2d(larger, 64)).abs().max() <= 0.51 / 255
+    assert sides == {64} or more
+    for loaded in trainer.test_loader:
+        assert loaded["img"].shape[-1] <= 64 + 32  # letterboxed with Ultralytics' own half stride of padding
+
+
+def test_a_plain_run_loads_the_students_images(toy_data: Path, toy_student: Path, tmp_path: Path) -> None:
+    args = overrides(toy_data, toy_student, tmp_path, losses="none", teacher_imgsz=128)
+    trainer = DistillationTrainer(overrides=args)
+    trainer._setup_train()
+    assert trainer.train_loader.dataset.imgsz == 64
+    assert "teacher_img" not in trainer.preprocess_batch(next(iter(trainer.train_loader)))
+
+
+def test_a_last_pt_that_is_one_of_the_teachers_stays(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path
+) -> None:
+    args = overrides(toy_data, toy_student, tmp_path, name="again", exist_ok=True)
+    last = tmp_path / "again" / "weights" / "last.pt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes(toy_teacher.read_bytes())
+    trainer = DistillationTrainer(overrides={**args, "teacher": f"{toy_teacher}:red,{last}:blue"})
+    assert trainer.last.resolve() == last.resolve()
+    trainer.setup_model()
+    assert last.is_file()
+    other = DistillationTrainer(overrides={**args, "teacher": str(toy_teacher)})
+    other.setup_model()
+    assert not last.is_file()
+
+
+def test_a_student_asks_its_own_average(toy_data: Path, toy_student: Path, tmp_path: Path) -> None:
+    trainer = DistillationTrainer(overrides=overrides(toy_data, toy_student, tmp_path, teacher="self"))
+    trainer._setup_train()
+    assert trainer.panel is not None
+    teacher: Any = trainer.panel.views[0].teacher
+    assert teacher.model is trainer.ema.ema
+    assert teacher.model is not trainer.model
+    before = trainer.ema.ema
+    checkpoint = {"ema": before, "updates": 7, "epoch": 0, "optimizer": None}
+    DetectionTrainer._load_checkpoint_state(trainer, checkpoint)  # as resume and NaN recovery do
+    assert trainer.ema.ema is not before
+    assert teacher.model is trainer.ema.ema
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_teacher_is_compiled_where_that_is_asked_for(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    args = overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher), teacher_compile=wanted)
+    trainer = DistillationTrainer(overrides=args)
+    trainer._setup_train()
+    assert trainer.panel is not None
+    teacher = trainer.panel.views[0].teacher
+    assert isinstance(teacher, LiveTeacher)
+    assert compiled == ([teacher.model] if wanted else [])

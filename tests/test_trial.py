@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from yolokd.compat.checkpoint import load_detector
+from tests.helpers import panel
+from yolokd.compat.checkpoint import head_info, load_detector
 from yolokd.errors import UserError
 from yolokd.predictions import Predictions
-from yolokd.teachers.live import LiveTeacher
-from yolokd.trial import refuse_not_finite, run_trial
+from yolokd.teachers.live import LiveTeacher, refuse_not_finite
+from yolokd.trial import run_trial
 
 CPU = torch.device("cpu")
 
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 def test_a_trial_measures_both(toy_teacher: Path, toy_student: Path) -> None:
     teacher = LiveTeacher(load_detector(toy_teacher, role="teacher"), CPU, "fp32")
     student = load_detector(toy_student, role="student")
-    trial = run_trial(teacher, student, torch.rand(2, 3, 64, 64))
+    trial = run_trial(panel(teacher, head_info(student)), student, torch.rand(2, 3, 64, 64))
     assert trial.teacher.scores is not None
     assert trial.teacher.scores.shape == (2, 3, 84)
     assert trial.teacher_seconds > 0
@@ -51,4 +52,4 @@ def test_a_broken_student_is_named(toy_teacher: Path, toy_student: Path) -> None
     with torch.no_grad():
         student.model[-1].cv3[0][-1].bias.fill_(float("nan"))
     with pytest.raises(UserError, match="student=: its loss is NaN"):
-        run_trial(teacher, student, torch.rand(2, 3, 64, 64))
+        run_trial(panel(teacher, head_info(student)), student, torch.rand(2, 3, 64, 64))

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolokd.compat.checkpoint import read_checkpoint
+from yolokd.chain import begin_chain, chain_of, in_steps, resume_chain
+from yolokd.compat.larger import asked_side, training_side
 from yolokd.config import build_config
 from yolokd.demo import run_demo
 from yolokd.errors import UserError
 from yolokd.evaluation.coco import evaluate as evaluate_model
 from yolokd.evaluation.coco import evaluation_table
 from yolokd.export import Exported, export_model, export_table
-from yolokd.keys import split_keys
+from yolokd.keys import PEERS, split_keys, with_recipe
+from yolokd.peers import begin_peers, resume_peers
 from yolokd.preflight import checks_text, preflight
-from yolokd.resume import locate, resume_arguments
-from yolokd.trainer import DistillationTrainer
+from yolokd.replaying import fill_from
+from yolokd.runs import Run, train
+from yolokd.steps import Chain
 
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training.
-
-    Attributes:
-        save_dir: the run folder.
-        metrics: of ``best.pt`` on the validation split, as Ultralytics names them (``metrics/mAP50-95(B)``, ...).
-    """
-
-    save_dir: Path
-    metrics: Mapping[str, float]
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint of the best epoch; a plain Ultralytics checkpoint."""
-        return self.save_dir / "weights" / "best.pt"
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint of the last epoch."""
-        return self.save_dir / "weights" / "last.pt"
+__all__ = ["Run", "check", "demo", "distill", "evaluate", "export"]
 
 
 def distill(student: str | Path | None = None, teacher: str | Path | None = None, **args: Any) -> Run:
@@ -48,39 +29,32 @@ def distill(student: str | Path | None = None, teacher: str | Path | None = None
 
     Args:
         student: a ``.pt`` file or a model YAML.
-        teacher: a ``.pt`` file, or a name that Ultralytics publishes.
-        **args: yolokd's other keys (``losses``, ``schedule``, ``recipe``, ...; losses also as a dict) and every train
-            argument of Ultralytics (``data``, ``epochs``, ``imgsz``, ...). ``resume=PATH/last.pt`` needs no other.
+        teacher: a ``.pt`` file, or a name that Ultralytics publishes; ``born-again`` for the student itself, finished,
+            over ``generations`` rounds (`yolokd.chain`).
+        **args: yolokd's other keys (``losses``, ``schedule``, ``recipe``, ...; losses also as a dict, ``via`` and
+            ``peers`` also as a list) and every train argument of Ultralytics (``data``, ``epochs``, ``imgsz``, ...).
+            ``resume=PATH/last.pt``, or the run folder, needs no other.
 
     Returns:
-        where the run is, and what it scored.
+        where the run is, and what it scored; of a training in steps the whole; of peers the whole, with ``peers``.
 
     Raises:
         UserError: something in the settings, the files or the data; nothing has been written then.
     """
     given = {"student": student, "teacher": teacher, **args}
     given = {key: str(v) if isinstance(v, Path) else v for key, v in given.items() if v is not None}
-    trust = bool(given.get("trust"))
-    if resume := given.pop("resume", None):
-        last = locate(resume)
-        goes_on = resume_arguments(last, trust)
-        if goes_on is None:
-            return _run(last.parent.parent, trust)
-        if "resume" not in goes_on:  # it begins again, with its own settings
-            given.pop("exist_ok", None)
-        given = {**goes_on, **given} if "resume" not in goes_on else {**given, **goes_on}
-    trainer = DistillationTrainer(overrides={**given, "mode": "train"})
-    trainer.train()
-    return _run(trainer.save_dir, trust)
-
-
-def _run(folder: Path, trust: bool) -> Run:
-    run = Run(Path(folder), {})
-    for file in (run.best, run.last):
-        if file.is_file():
-            metrics = read_checkpoint(file, trust=trust).get("train_metrics") or {}
-            return Run(run.save_dir, {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))})
-    return run
+    if not given.get("via"):
+        given.pop("via", None)  # an empty list of a program
+    if resume := given.get("resume"):
+        folder = chain_of(resume)
+        if folder is None:
+            return train(given)
+        return resume_peers(folder, given) if Chain.load(folder).together else resume_chain(folder, given)
+    given.pop("resume", None)
+    merged = with_recipe(given)
+    if PEERS in merged:
+        return begin_peers(merged)
+    return begin_chain(merged) if in_steps(merged) else train(given)
 
 
 def evaluate(
@@ -149,8 +123,41 @@ def check(teacher: str | Path, student: str | Path, data: str | Path, **args: An
         """The mAP50-95, which is 0 without a run where no class is known."""
         return evaluate_model(model, data, trust=config.trust, **shared).map if knows else 0.0
 
-    teacher_map = mark(report.teacher_file, report.class_map.mapped > 0)
-    return checks_text(report, teacher_map, mark(student, report.student_knows_data))
+    marks = {file: mark(file, any(m.mapped for m in report.class_maps)) for file in report.judged}
+    return checks_text(report, marks, mark(student, report.student_knows_data))
+
+
+def cache(
+    teacher: str | Path,
+    data: str | Path,
+    teacher_cache: str | Path = "teacher_cache",
+    teacher_imgsz: int | None = None,
+    **args: Any,
+) -> str:
+    """Run a teacher once over the training images and their mirror images: ``yolokd cache``.
+
+    ``distill(..., teacher_cache=...)`` does the same by itself, where it is not done yet.
+
+    Args:
+        teacher: as in `distill`, one file.
+        data: a data YAML.
+        teacher_cache: the folder to store the answers in; what is there already is kept.
+        teacher_imgsz: side of the images that the teacher sees; as in the training.
+        **args: ``imgsz``, ``device``, ``workers``, ``fraction`` and ``trust`` of the training.
+
+    Returns:
+        what was stored, in a line.
+
+    Raises:
+        UserError: the teacher's answers cannot be stored, or a file or the data cannot serve.
+    """
+    keys = {"teacher": str(teacher), "teacher_cache": str(teacher_cache), "data": str(data), **args}
+    ours, theirs = split_keys(keys | ({} if teacher_imgsz is None else {"teacher_imgsz": teacher_imgsz}))
+    stored = fill_from(build_config(ours), theirs, training_side(asked_side(theirs.get("imgsz")), ()))
+    return (
+        f"{stored.file}: {len(stored)} detections of {len(stored.index)} images and their mirror images, "
+        f"{stored.file.stat().st_size / 1e6:.1f} MB."
+    )
 
 
 def demo(**args: Any) -> str:

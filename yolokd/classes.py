@@ -32,7 +32,8 @@ ALIASES: tuple[frozenset[str], ...] = tuple(
 )
 
 
-def _normalise(name: str) -> str:
+def normalise(name: str) -> str:
+    """A class name as it is compared: case, ``_`` and ``-`` do not count."""
     return " ".join(str(name).lower().replace("_", " ").replace("-", " ").split())
 
 
@@ -77,9 +78,9 @@ class ClassMap:
         Raises:
             UserError: an override names a class that teacher or student does not have.
         """
-        forced = {_normalise(t): _normalise(s) for t, s in (overrides or {}).items()}
-        teacher = {i: _normalise(n) for i, n in teacher_names.items()}
-        student = {i: _normalise(n) for i, n in student_names.items()}
+        forced = {normalise(t): normalise(s) for t, s in (overrides or {}).items()}
+        teacher = {i: normalise(n) for i, n in teacher_names.items()}
+        student = {i: normalise(n) for i, n in student_names.items()}
         for whose, asked, known in (("teacher", forced.keys(), teacher), ("student", forced.values(), student)):
             if unknown := sorted(set(asked) - set(known.values())):
                 raise UserError(

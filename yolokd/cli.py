@@ -127,7 +127,7 @@ def _train(pairs: dict[str, Any]) -> None:
     refuse_unknown([key for key in pairs if "." not in key], known_keys())
     refuse_native(pairs, typed=True)
     run = api.distill(**pairs)
-    print(f"The distilled student: {run.best}")
+    print(f"The {'best peer' if run.peers else 'distilled student'}: {run.best}")
 
 
 def _val(pairs: dict[str, Any]) -> None:
@@ -161,6 +161,12 @@ def _checks(pairs: dict[str, Any]) -> None:
     print(api.check(**pairs))
 
 
+def _cache(pairs: dict[str, Any]) -> None:
+    from yolokd import api
+
+    print(api.cache(**_accepted(api.cache, pairs, "cache", ("teacher", "data"))))
+
+
 def _losses(pairs: dict[str, Any]) -> None:
     refuse_unknown(pairs, [])
     print(texts.losses_table())
@@ -179,6 +185,7 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], int | None]] = {
     "val": _val,
     "export": _export,
     "checks": _checks,
+    "cache": _cache,
     "losses": _losses,
     "demo": _demo,
 }
@@ -229,12 +236,15 @@ def _stopped(words: Sequence[str], pairs: Mapping[str, Any], started: float) -> 
 
 
 def _newest_run(pairs: Mapping[str, Any], started: float) -> Path | None:
-    """``last.pt`` of the run folder that was made since, also where it has not been written yet."""
+    """What to resume: ``last.pt`` of the run that was begun since, there already or not, or the folder of a chain."""
     from ultralytics.utils import SETTINGS
 
     project = Path(str(pairs.get("project") or ""))
     root = project if project.is_absolute() else Path(SETTINGS["runs_dir"]) / "detect" / project
-    began = [file for file in root.glob("**/distill.yaml") if file.stat().st_mtime >= started - 1]
+    began = [*root.glob("**/distill.yaml"), *root.glob("**/chain.yaml")]
+    began = [file for file in began if file.stat().st_mtime >= started - 1]
     if not began:
         return None
-    return max(began, key=lambda file: file.stat().st_mtime).parent / "weights" / "last.pt"
+    folder = max(began, key=lambda file: file.stat().st_mtime).parent
+    chains = [place for place in (folder, folder.parent) if (place / "chain.yaml").is_file()]
+    return chains[0] if chains else folder / "weights" / "last.pt"

@@ -13,15 +13,19 @@ import yaml
 from yolokd.errors import UserError
 from yolokd.keys import OUR_KEYS, known_keys, load_recipe, loss_pairs, refuse_unknown, split_keys
 from yolokd.schedule import SCHEDULES, Schedule
+from yolokd.teachers.spec import read_teachers
 from yolokd.values import (
     GUARD_PATIENCE,
     Problems,
     balance_share,
     class_names,
     count,
+    exported_only,
     guard_patience,
     like,
+    switch,
     tapped_layers,
+    teacher_weights,
 )
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
 ]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_LISTS = ("teacher_weights", "teacher_names")  # tuples in the config, lists in JSON and YAML
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,20 @@ class DistillConfig:
     """The validated settings of one distillation; `build_config` makes one from what a person wrote.
 
     Attributes:
-        teacher: path of the teacher's checkpoint; empty where there are no losses (a plain run).
+        teacher: the teacher, or several with commas (see `teachers.spec.read_teachers`); empty where there are no
+            losses (a plain run).
+        teacher_weights: how much each of several teachers counts; empty is alike.
+        teacher_imgsz: side of the images that the teacher sees; None is the student's.
+        teacher_cache: folder of stored answers that are replayed instead of asking the teacher; empty: it is asked.
+        teacher_every: the teacher is asked in every so many-th step.
+        teacher_compile: run the teacher through torch.compile.
+        teacher_names: class names, in order, of an exported teacher that does not say them itself.
+        teacher_boxes: how an exported teacher writes down its boxes; empty: it is found out.
         losses: loss name to gain, in the order asked for; empty is a plain run.
+        chosen: the losses were named; where not, those that the teacher cannot serve are left out.
         loss_options: loss name to the options that were set, ``{"cwd": {"temperature": 2.0}}``.
         schedule: ``constant`` or ``cosine``.
+        kd_start: epochs at the beginning without distillation.
         kd_close: epochs at the end without distillation.
         refine_epochs: epochs at the end without distillation and at the final learning rate.
         balance: the share of the detection loss's gradient that each gain is set to; None keeps the gains.
@@ -66,13 +81,28 @@ class DistillConfig:
     guard_patience: int | None = GUARD_PATIENCE
     taps: tuple[tuple[int, int], ...] = ()
     teacher_precision: str = "auto"
+    teacher_weights: tuple[float, ...] = ()
+    teacher_imgsz: int | None = None
+    teacher_cache: str = ""
+    teacher_every: int = 1
+    teacher_compile: bool = False
+    teacher_names: tuple[str, ...] = ()
+    teacher_boxes: str = ""
+    kd_start: int = 0
     class_map: Mapping[str, str] = field(default_factory=dict)
     trust: bool = False
+    chosen: bool = field(default=True, compare=False)
 
     @property
     def closing(self) -> int:
         """Epochs at the end without distillation, for whichever reason."""
         return max(self.kd_close, self.refine_epochs)
+
+    @property
+    def exported(self) -> dict[str, Any]:
+        """What `ExportedTeacher` is told beside its file."""
+        precision, names, boxes = self.teacher_precision, self.teacher_names, self.teacher_boxes
+        return {"precision": precision, "names": names or None, "box_format": boxes or None}
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON and YAML types; `from_dict` brings back an equal config."""
@@ -81,6 +111,7 @@ class DistillConfig:
         plain["loss_options"] = {name: dict(options) for name, options in self.loss_options.items()}
         plain["class_map"] = dict(self.class_map)
         plain["taps"] = [list(pair) for pair in self.taps]
+        plain |= {key: list(plain[key]) for key in _LISTS}
         return plain
 
     @classmethod
@@ -88,16 +119,20 @@ class DistillConfig:
         """The inverse of `to_dict`; a key that this version does not know is a TypeError."""
         taps = tuple((s, t) for s, t in plain.get("taps", ()))
         # A run that began before there was a guard goes on as it began.
-        return cls(**{"guard_patience": None, **plain, "taps": taps})
+        lists = {key: tuple(plain.get(key, ())) for key in _LISTS}
+        return cls(**{"guard_patience": None, **plain, "taps": taps, **lists})
 
     def to_yaml(self) -> str:
         """The settings as a recipe: what `recipe=` reads back into an equal config."""
-        flat: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "loss_options"}
+        flat: dict[str, Any] = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("loss_options", "chosen")
+        }
         # Gains beside balance= would contradict it.
         flat["losses"] = (dict(self.losses) if self.balance is None else ",".join(self.losses)) or "none"
         flat["balance"] = self.balance or "off"
         flat["guard"] = "off" if self.guard_patience is None else "on"
         flat["taps"] = ",".join(f"{s}:{t}" for s, t in self.taps)
+        flat |= {key: list(flat[key]) or None for key in _LISTS}
         flat["class_map"] = dict(self.class_map) or None
         for name, options in self.loss_options.items():
             flat |= {f"{name}.{option}": value for option, value in options.items()}
@@ -122,14 +157,9 @@ def build_config(ours: Mapping[str, Any]) -> DistillConfig:
     close, refine = count(ours, "kd_close", problems), count(ours, "refine_epochs", problems)
     if close and refine:
         problems.add("kd_close and refine_epochs both end distillation early", "Keep one of the two.")
-    trust = ours.get("trust", False)
-    if not isinstance(trust, bool):
-        problems.add(f"trust={trust} is neither True nor False", "Write trust=True, or leave it out.")
-    teacher = ours.get("teacher")
-    if losses and not teacher:
-        problems.add("teacher= is missing", "Name a teacher, e.g. teacher=yolo11x.pt, or train plainly: losses=none.")
+    teacher = _teacher(ours, losses, problems)
     config = DistillConfig(
-        teacher=str(teacher or ""),
+        teacher=teacher,
         losses=losses,
         loss_options=options,
         schedule=str(schedule),
@@ -139,8 +169,17 @@ def build_config(ours: Mapping[str, Any]) -> DistillConfig:
         guard_patience=guard_patience(ours, problems),
         taps=tapped_layers(ours.get("taps"), losses, problems),
         teacher_precision=str(precision),
+        teacher_weights=teacher_weights(ours, len(teacher.split(",")), problems),
+        teacher_imgsz=count(ours, "teacher_imgsz", problems, "pixels") or None,
+        teacher_cache=str(ours.get("teacher_cache") or ""),
+        teacher_every=count(ours, "teacher_every", problems, "steps") or 1,
+        teacher_compile=switch(ours, "teacher_compile", problems),
+        teacher_names=exported_only("teacher_names", ours, teacher, problems),
+        teacher_boxes="".join(exported_only("teacher_boxes", ours, teacher, problems)),
+        kd_start=count(ours, "kd_start", problems),
         class_map=class_names(ours.get("class_map"), problems),
-        trust=trust,
+        trust=switch(ours, "trust", problems),
+        chosen="losses" in ours,
     )
     problems.raise_if_any()
     return config
@@ -173,13 +212,31 @@ def check_against_epochs(config: DistillConfig, epochs: int, hours: float | None
             f"{key}={config.closing} with epochs={epochs}: {nothing}.",
             f"{key} must be below {epochs}" + ("; without distillation say losses=none." if config.losses else "."),
         )
-    ramp = Schedule(config.schedule, epochs, warmup).ramp
-    if config.balance is not None and epochs - config.closing <= ramp:
+    if config.losses and config.kd_start + config.closing >= epochs:
         raise UserError(
-            f"balance= measures after the warm-up of {ramp:g} epochs, and {key}={config.closing} of {epochs} epochs "
+            f"kd_start={config.kd_start} of {epochs} epochs leaves none with distillation.",
+            f"kd_start must be below {epochs - config.closing}.",
+        )
+    begun = Schedule(config.schedule, epochs, warmup, start=config.kd_start).begun
+    if config.balance is not None and epochs - config.closing <= begun:
+        raise UserError(
+            f"balance= measures after the warm-up of {begun:g} epochs, and {key}={config.closing} of {epochs} epochs "
             "leaves nothing there.",
             f"Take a smaller {key}, a smaller warmup_epochs, or balance=off.",
         )
+
+
+def _teacher(ours: Mapping[str, Any], losses: Mapping[str, float], problems: Problems) -> str:
+    """``teacher=`` as one text, its places checked."""
+    value = ours.get("teacher") or ""
+    text = ",".join(str(one) for one in value) if isinstance(value, (list, tuple)) else str(value)
+    if losses and not text:
+        problems.add("teacher= is missing", "Name a teacher, e.g. teacher=yolo11x.pt, or train plainly: losses=none.")
+    try:
+        return ",".join(str(spec) for spec in read_teachers(text)) if text else ""
+    except ValueError as error:
+        problems.add(str(error), "Write teacher=A.pt, teacher=A.pt,B.pt, teacher=A.pt:person+car,B.pt:dog or self.")
+        return text
 
 
 def _losses(ours: Mapping[str, Any], problems: Problems) -> dict[str, float]:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from yolokd.balance import Balance
-from yolokd.classes import ClassMap
 from yolokd.compat.boxes import anchor_points
 from yolokd.compat.training import AssignmentTap, branch_losses, branches
 from yolokd.guard import Guard
+from yolokd.levels import assigned_at, take_levels
 from yolokd.losses.base import LOSSES
 from yolokd.matching import match_positives
-from yolokd.predictions import Assigned, Hidden, Predictions
+from yolokd.predictions import Assigned, Predictions
 from yolokd.schedule import Schedule
 from yolokd.taps import StudentTaps
-from yolokd.teachers.live import Teacher, refuse_not_finite
+from yolokd.teachers.panel import Panel
 
 # On an image without labels an anchor counts where the teacher is at least this sure of some class.
 UNLABELLED_CONFIDENCE = 0.25
@@ -36,47 +35,47 @@ class DistillationCriterion:
 
     Args:
         base: the student's own criterion.
-        teacher: a function from batches to predictions.
+        teachers: what answers for the teacher, or for all of them.
         losses: the losses by name.
-        class_map: from the teacher's classes to the student's.
         strides: pixels a cell of each level.
         schedule: the factor on all gains over training.
         balance: the gains, fixed or balanced.
         guard: the factor that falls where distillation harms.
         taps: what to listen to in the student beside its head's outputs.
         watch: measure the terms' gradients; impossible where the student is compiled.
+        every: the teachers are asked in every so many-th step, and what they say counts so many times.
     """
 
     def __init__(
         self,
         base: Any,
-        teacher: Teacher,
+        teachers: Panel,
         losses: nn.ModuleDict,
-        class_map: ClassMap,
         strides: tuple[int, ...],
         schedule: Schedule,
         balance: Balance,
         guard: Guard | None = None,
         taps: StudentTaps | None = None,
         watch: bool = True,
+        every: int = 1,
     ) -> None:
         self.base = base
-        self.teacher = teacher
+        self.teachers = teachers
         self.losses = losses
-        self.class_map = class_map
         self.strides = strides
         self.schedule = schedule
         self.balance = balance
         self.guard = guard or Guard(None)
         self.taps = taps
         self.watch = watch
+        self.every = every
         self.epoch = 0.0
         self._step = 0.0
-        self._checked = False
         tapped = taps is not None and taps.layers
         self._tapped = frozenset(name for name in losses if tapped and LOSSES[name].taps)
         self._sums: dict[str, Tensor] = {}
         self._counted = 0
+        self._steps = 0  # of the training
         self._branches = branch_losses(base)
         self._assigners = [AssignmentTap(b) for b in (self._branches.dense, self._branches.one2one) if b is not None]
 
@@ -100,7 +99,8 @@ class DistillationCriterion:
             schedule: the schedule; the length of a training can change while it runs (``time=``).
         """
         self.epoch, self._step, self.schedule = float(epoch), 1 / max(batches, 1), schedule
-        self._sums, self._counted = {}, 0
+        # Counted over the whole training: with few batches an epoch each would else begin with the teacher.
+        self._sums, self._counted, self._steps = {}, 0, epoch * batches
         self.balance.begin_epoch()
 
     def end_epoch(self, fitness: float | None) -> list[str]:
@@ -117,7 +117,7 @@ class DistillationCriterion:
         means = {name: float(self._sums[name]) / self._counted for name in distances}
         done = round(self.epoch) - 1  # the epoch that has ended, from 0
         # On the ramp the adapters settle, and every loss falls.
-        tripped = self.guard.end_epoch(done, fitness, means) if done >= self.schedule.ramp else None
+        tripped = self.guard.end_epoch(done, fitness, means) if done >= self.schedule.begun else None
         return [*([tripped] if tripped else []), *self.balance.warnings()]
 
     @property
@@ -149,21 +149,28 @@ class DistillationCriterion:
         assert dense.feats is not None
         _, strides = anchor_points(dense.feats, self.strides)
         assigned = [tap.take(strides) for tap in self._assigners]
+        sizes = [(f.shape[2], f.shape[3]) for f in dense.feats]
         if self.taps is not None:
             dense = self.taps(dense)
+        if not self.teachers.whole:
+            levels = self.teachers.levels
+            dense = take_levels(dense, sizes, levels)
+            one2one = None if one2one is None else take_levels(one2one, sizes, levels)
+            assigned = [assigned_at(each, sizes, levels) for each in assigned]
         images = batch["img"].shape[0]
         factor = self.schedule(self.epoch) * self.guard.factor(self.epoch)
-        self.epoch += self._step
-        if factor > 0:
+        asked = factor > 0 and self._steps % self.every == 0
+        self.epoch, self._steps = self.epoch + self._step, self._steps + 1
+        if asked:
             terms = self._distil(dense, one2one, batch, assigned)
             self._look_at(total.sum() / images, terms, dense, factor)
-        else:  # before the ramp and after kd_close the teacher rests
+        else:  # before the ramp, after kd_close and between two steps of teacher_every the teacher rests
             terms = {name: total.new_zeros(()) for name in self.losses}
-        terms = {name: factor * self.gains[name] * value for name, value in terms.items()}
+        terms = {name: self.every * factor * self.gains[name] * value for name, value in terms.items()}
         items = dict(items) | {f"kd_{name}_loss": value.detach() for name, value in terms.items()}
         for name, loss in self.losses.items():
             logged: Mapping[str, Tensor] = getattr(loss, "logged", {})
-            items |= {f"kd_{name}_{k}": v if factor > 0 else torch.zeros_like(v) for k, v in logged.items()}
+            items |= {f"kd_{name}_{k}": (self.every if asked else 0) * v for k, v in logged.items()}
         return torch.cat([total, *(value.view(1) * images for value in terms.values())]), items
 
     def _look_at(self, detection: Tensor, terms: Mapping[str, Tensor], dense: Predictions, factor: float) -> None:
@@ -181,10 +188,11 @@ class DistillationCriterion:
         self, dense: Predictions, one2one: Predictions | None, batch: Mapping[str, Any], assigned: list[Assigned]
     ) -> dict[str, Tensor]:
         """The value of each loss, without gain; both branches of an end2end student together."""
-        teacher = self._ask(batch)
+        taught = assigned[0]
+        teacher = self.teachers(batch, dense, taught.anchors, taught.strides)
         dense_gain, one2one_gain = self._branches.gains()
         with torch.autocast(batch["img"].device.type, enabled=False):  # a soft target in half precision is a hard one
-            here = weigh_unlabelled(assigned[0], teacher, batch["img"].shape[0])
+            here = weigh_unlabelled(taught, teacher, batch["img"].shape[0])
             # The one-to-many branch is all that teaches an end2end student's pyramid, and its weight falls over
             # training: a feature loss that stayed would outgrow it.
             views = {False: (dense, teacher), True: (at_taps(dense), at_taps(teacher))}
@@ -196,32 +204,12 @@ class DistillationCriterion:
                     terms[name] = terms[name] + one2one_gain * self.losses[name](*matched)
         return terms
 
-    def _ask(self, batch: Mapping[str, Any]) -> Predictions:
-        """The teacher's predictions with scores in the student's class space."""
-        said = self.teacher(batch)
-        if not self._checked:
-            self._checked = True
-            refuse_not_finite(said, self.teacher)
-        if said.scores is None or not self.class_map.mapped:
-            return replace(said, scores=None)
-        classes = self.class_map.classes
-        return replace(
-            said,
-            scores=self.class_map(said.scores),
-            classes=None if classes is None else classes.to(said.scores.device),
-            reenter=None if said.reenter is None else partial(self._reenter, said.reenter),
-        )
-
-    def _reenter(self, door: Callable[[Hidden], Predictions], hidden: Hidden) -> Predictions:
-        """Through the teacher's head, with scores in the student's class space."""
-        said = door(hidden)
-        assert said.scores is not None
-        return replace(said, scores=self.class_map(said.scores))
-
 
 def at_taps(predictions: Predictions) -> Predictions:
     """The predictions as a loss sees them that looks at the layers of ``taps=`` instead of the pyramid."""
-    return predictions if predictions.taps is None else replace(predictions, feats=predictions.taps)
+    members = None if predictions.members is None else tuple(at_taps(member) for member in predictions.members)
+    feats = predictions.feats if predictions.taps is None else predictions.taps
+    return replace(predictions, feats=feats, members=members)
 
 
 def weigh_unlabelled(assigned: Assigned, teacher: Predictions, batch: int) -> Assigned:
@@ -244,4 +232,7 @@ def weigh_unlabelled(assigned: Assigned, teacher: Predictions, batch: int) -> As
     sure = teacher.scores.float().amax(1).sigmoid()  # (B, A)
     sure = torch.where(sure >= UNLABELLED_CONFIDENCE, sure, torch.zeros_like(sure))
     weight = torch.where(labelled[:, None], assigned.weight, sure)
-    return replace(assigned, weight=weight, normalizer=weight.sum().clamp(min=1))
+    # Levels that are not taught count into the detection loss's normaliser and so into ours.
+    total = assigned.weight.sum()
+    elsewhere = torch.where(assigned.normalizer > 1, assigned.normalizer - total, torch.zeros_like(total))
+    return replace(assigned, weight=weight, normalizer=(weight.sum() + elsewhere).clamp(min=1))

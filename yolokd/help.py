@@ -10,11 +10,14 @@ from yolokd.keys import OUR_KEYS
 MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "train": (
         "distil: train the student under the teacher",
-        "teacher= student= data= and any of yolokd's and Ultralytics' train keys; or resume=",
+        "teacher= student= data=, or peers= data=, and any of yolokd's and Ultralytics' train keys; or resume=",
         (
             "yolokd train teacher=yolo11x.pt student=yolo11n.pt data=coco8.yaml epochs=100 imgsz=640",
             "yolokd train teacher=yolo11x.pt student=yolo11n.yaml data=my.yaml losses=cls:0.5,cwd cwd.temperature=2",
             "yolokd train recipe=mine.yaml epochs=50",
+            "yolokd train teacher=yolo11x.pt via=yolo11m.pt,yolo11s.pt student=yolo11n.pt data=my.yaml",
+            "yolokd train teacher=born-again generations=2 student=yolo11n.pt data=my.yaml",
+            "yolokd train peers=yolo11n.yaml,yolo11s.yaml data=my.yaml",
             "yolokd train resume=runs/detect/train/weights/last.pt",
         ),
     ),
@@ -35,6 +38,11 @@ MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "before training: does the pair work, is the teacher better on your data, what does it cost",
         "teacher= student= data= and the keys of train; without keys: what is installed here",
         ("yolokd checks teacher=yolo11x.pt student=yolo11n.pt data=my.yaml imgsz=640",),
+    ),
+    "cache": (
+        "run the teacher once over the training images, for train teacher_cache=",
+        "teacher= data= [teacher_cache= imgsz= teacher_imgsz= device= workers=]",
+        ("yolokd cache teacher=yolo11x.pt data=my.yaml teacher_cache=answers imgsz=640",),
     ),
     "losses": ("the table of losses, with papers and options", "no keys", ("yolokd losses",)),
     "demo": ("all of it on generated images, offline, in minutes", "all keys may be left out", ("yolokd demo",)),

@@ -13,11 +13,19 @@ from yolokd.errors import UserError
 
 # Every key that yolokd adds to those of Ultralytics, with the line that `yolokd train --help` prints.
 OUR_KEYS: dict[str, str] = {
-    "teacher": "the large detector to learn from: a .pt file, or a name that Ultralytics publishes",
+    "teacher": "what to learn from: a.pt, several a.pt,b.pt, for some classes a.pt:person,b.pt:dog, self, born-again",
+    "teacher_weights": "how much each of several teachers counts, e.g. 2,1",
+    "teacher_imgsz": "side of the images that the teacher sees, e.g. 1280 with imgsz=640; the student's are reduced",
+    "teacher_cache": "a folder: ask the teacher once for every image, then replay its answers; nearly free afterwards",
+    "teacher_every": "ask the teacher in every k-th step only; its losses count k times there",
     "student": "the small detector to train: a .pt file or a model YAML (Ultralytics' own word is model=)",
+    "via": "models in between, the largest first: each is distilled, then teaches the next: yolo11m.pt,yolo11s.pt",
+    "peers": "instead of teacher= and student=: they train together, each under the others: yolo11n.yaml,yolo11s.yaml",
+    "generations": "of teacher=born-again: rounds in which the best student so far teaches a fresh one (1)",
     "losses": "which losses with which gain, e.g. cls:0.5,box:1.5,cwd (no gain: its default); none: train without",
     "NAME.OPTION": "an option of one loss, e.g. cwd.temperature=2 (`yolokd losses` lists them)",
     "schedule": "the gains over training after the warm-up: constant or cosine",
+    "kd_start": "train the first K epochs without distillation",
     "kd_close": "train the last K epochs without distillation",
     "refine_epochs": "train the last K epochs on ground truth alone, at the final learning rate",
     "balance": "a share, e.g. 0.1: set each gain so that its gradient is that part of the detection loss's; off",
@@ -25,10 +33,17 @@ OUR_KEYS: dict[str, str] = {
     "guard_patience": "epochs without a better validation result, while distillation still improves, until it does",
     "taps": "layers of student and teacher instead of the pyramid for losses on features: 4,6,10 or 4:4,6:6,10:9",
     "teacher_precision": "arithmetic of the teacher: auto, fp32, bf16 or fp16",
+    "teacher_compile": "run the teacher through torch.compile (True, False)",
+    "teacher_names": "class names, in order, of an .onnx teacher that does not say them: person,bicycle",
+    "teacher_boxes": "how an .onnx teacher writes down boxes where that is unclear: xyxy, xywh, xyxyn or xywhn",
     "class_map": "teacher classes that have another name in the data, e.g. motorbike:motorcycle,auto:car",
     "trust": "load .pt files that hold more than an Ultralytics model; this runs code from the file (True, False)",
     "recipe": "a YAML file with any of these keys and of Ultralytics'; the command line wins over it",
 }
+PEERS = "peers"  # it asks for several trainings at the same time (yolokd.peers)
+# They ask for a training in several steps (yolokd.chain), as this teacher does.
+STEP_KEYS = ("via", "generations")
+BORN_AGAIN = "born-again"
 # Accepted by Ultralytics' get_cfg although they do not stand in its default.yaml.
 _EXTRA_KEYS = {"augmentations", "save_dir", "end2end", "int8", "half", "boxes", "hide_labels", "hide_conf"}
 _EXTRA_KEYS |= {"line_thickness", "label_smoothing", "save_hybrid", "crop_fraction", "keras"}
@@ -81,9 +96,10 @@ def split_keys(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
     Raises:
         UserError: a mistyped key, a value of the wrong type, a recipe that cannot be read, ``student`` beside another
-            ``model``, or Ultralytics' own distillation asked for.
+            ``model``, Ultralytics' own distillation asked for, or several steps, which one training cannot do.
     """
     merged = with_recipe(overrides)
+    _refuse_steps(merged)
     # A dotted key belongs to a loss; build_config knows which loss has it.
     refuse_unknown([key for key in merged if "." not in key], known_keys())
     ours = {key: value for key, value in merged.items() if "." in key or key in OUR_KEYS}
@@ -96,6 +112,16 @@ def split_keys(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     refuse_native(theirs)
     _refuse_wrong_types(theirs)
     return ours, theirs
+
+
+def _refuse_steps(merged: Mapping[str, Any]) -> None:
+    asked = [f"{key}=" for key in (*STEP_KEYS, PEERS) if merged.get(key) is not None]
+    asked += [f"teacher={BORN_AGAIN}"] if merged.get("teacher") == BORN_AGAIN else []
+    if asked:
+        raise UserError(
+            f"{' and '.join(asked)}: these are several trainings, and this is about one.",
+            "Say it to `yolokd train`, or to yolokd.distill(...).",
+        )
 
 
 def refuse_native(theirs: Mapping[str, Any], typed: bool = False) -> None:

@@ -38,7 +38,10 @@ def match_positives(
     truth, label = assigned.boxes[image, anchor], assigned.labels[image, anchor]
     points, strides = assigned.anchors[anchor], assigned.strides[anchor]
     with torch.no_grad():
-        best, boxes = _best_answers(teacher.boxes.float(), _confidence(teacher, image, label), assigned, image, truth)
+        sure = _confidence(teacher, image, label)
+        if teacher.edges is not None:  # an anchor where the teacher has no word is nobody's answer
+            sure = sure * teacher.edges.any(1)[image]
+        best, boxes = _best_answers(teacher.boxes.float(), sure, assigned, image, truth)
         distances = encode(boxes, points, strides)
         # Without a shared class the boxes alone are taught.
         scores = None if teacher.scores is None else teacher.scores[image, :, best].float().T[None]
@@ -55,7 +58,8 @@ def match_positives(
         weight=weight[None],
     )
     ours = Predictions(student.scores[image, :, anchor].T[None], student.boxes[image, :, anchor].T[None], None)
-    theirs = Predictions(scores, distances.T[None], None, teacher.classes)
+    edges = None if teacher.edges is None else teacher.edges[image, :, best].T[None]
+    theirs = Predictions(scores, distances.T[None], None, teacher.classes, edges=edges)
     return ours, theirs, gathered
 
 

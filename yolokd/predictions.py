@@ -51,6 +51,31 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class SoftDetections:
+    """What a teacher saw in a batch of images: N boxes, and what it believes of each.
+
+    Attributes:
+        boxes: ``(N, 4)`` (x1, y1, x2, y2) in pixels of the student's input.
+        scores: ``(N, C)`` class probabilities; the classes as in `Predictions.scores`.
+        image: ``(N,)`` index of the image in the batch, int64.
+        edges: ``(N, 4)`` bool: this edge is where the teacher saw it. False where augmentation has cut the box off.
+        bins: ``(N, 4 * reg_max)`` edge logits as in `Predictions.boxes`, measured from ``points`` in units of
+            ``strides``; None where the teacher has no bins.
+        points: ``(N, 2)`` (x, y) in pixels, the anchor that ``bins`` are measured from; None without bins.
+        strides: ``(N,)`` pixels a bin; 0 where the bins of this detection say nothing any more (it was scaled).
+            None without bins.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    image: Tensor
+    edges: Tensor
+    bins: Tensor | None = None
+    points: Tensor | None = None
+    strides: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Predictions:
     """The raw output of a detection head for a batch of B images with A anchors.
 
@@ -67,6 +92,9 @@ class Predictions:
         hidden: the features inside the head after its first convolutions (see `HeadInfo.hidden`).
         reenter: a teacher's head as a door: from hidden features of its own widths to ``scores`` and ``boxes``,
             differentiable with respect to them.
+        edges: ``(B, 4, A)`` bool, which edges of ``boxes`` a teacher has a word on; None where it has on all.
+        detections: what a teacher gives that has no grid; the criterion lays it out on the student's anchors.
+        members: of several teachers, what each says by itself, for losses on features; None for a single one.
     """
 
     scores: Tensor | None
@@ -76,6 +104,9 @@ class Predictions:
     taps: tuple[Tensor, ...] | None = None
     hidden: Hidden | None = None
     reenter: Callable[[Hidden], Predictions] | None = None
+    edges: Tensor | None = None
+    detections: SoftDetections | None = None
+    members: tuple[Predictions, ...] | None = None
 
     def detach(self) -> Predictions:
         """The same without a way back for a gradient: what a loss makes of a teacher first of all.

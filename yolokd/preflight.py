@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,21 @@ from yolokd.compat.checkpoint import (
     find_checkpoint,
     fit_to_data,
     head_info,
-    load_detector,
     read_checkpoint,
     sha256,
 )
 from yolokd.compat.dataset import check_data, sample_images
+from yolokd.compat.larger import asked_side, training_side
 from yolokd.config import DistillConfig
 from yolokd.errors import UserError
 from yolokd.losses.base import LOSSES
-from yolokd.needs import refuse_channels, refuse_pair, refuse_settings, refuse_what_is_missing, trial_losses
+from yolokd.needs import refuse_pair, refuse_settings, servable, trial_losses, without_features
 from yolokd.predictions import Pair
-from yolokd.taps import entry_depth, tapped_pair
+from yolokd.seating import open_panel
 from yolokd.teachers.live import LiveTeacher, resolve_precision
+from yolokd.teachers.opening import NOBODY, Networks, find_teacher
+from yolokd.teachers.panel import Panel
+from yolokd.teachers.spec import TeacherSpec, read_teachers
 from yolokd.trial import Trial, run_trial
 
 # Enough images to see NaN and to time a step, few enough for a large teacher on a small CPU.
@@ -44,31 +47,41 @@ class Report:
     Attributes:
         lines: what to print before training; warnings stand last.
         warnings: the warnings among them, without their prefix.
-        pair: the two heads, the student's with the classes of the data.
-        class_map: which teacher classes speak for which class of the data.
+        pairs: the student's head, with the classes of the data, beside each teacher's.
+        class_maps: which classes of each teacher speak for which class of the data.
+        config: the settings as they will be trained: the teachers' absolute paths (a published name may have been
+            fetched elsewhere), and no default loss that the teacher cannot serve.
         teacher: the teacher as the user named it.
-        teacher_file: the teacher's checkpoint on this disk (a published name may have been fetched elsewhere).
         data: the data as the user named it.
         adapter_parameters: parameters that are trained beside the student and thrown away.
         slowdown: time of a distilled step over that of a plain one, measured on a few images.
         memory: the memory measured, in words.
         student_knows_data: the student is trained already, on the classes of the data.
+        side: of the student's images, as they will be trained with; pixels.
+        judged: the teachers' files whose mAP can be measured as the student's is.
     """
 
     lines: list[str]
     warnings: list[str]
-    pair: Pair
-    class_map: ClassMap
+    pairs: list[Pair]
+    class_maps: list[ClassMap]
+    config: DistillConfig
     teacher: str
-    teacher_file: Path
     data: str
     adapter_parameters: int
     slowdown: float
     memory: str
     student_knows_data: bool
+    side: int
+    judged: list[str]
+
+    @property
+    def unmapped(self) -> list[str]:
+        """The student's classes that no teacher speaks for."""
+        return [name for name in self.class_maps[0].unmapped if all(name in m.unmapped for m in self.class_maps)]
 
 
-def preflight(config: DistillConfig, train_args: Mapping[str, Any]) -> Report:
+def preflight(config: DistillConfig, train_args: Mapping[str, Any], peers: Networks = NOBODY) -> Report:
     """Load teacher and student, run both on real training images, and say what pairs and what it costs.
 
     Nothing is written, and the random number generators are left as they were.
@@ -77,45 +90,64 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any]) -> Report:
         config: the validated settings; its teacher must be named.
         train_args: Ultralytics' train arguments; ``model`` and ``data`` are needed, ``imgsz``, ``device``, ``amp``,
             ``seed``, ``split``, ``single_cls`` and ``pretrained`` are looked at.
+        peers: whom ``teacher=peer:NAME`` asks.
 
     Raises:
         UserError: a file, the data, or the pair cannot serve; the teacher gives NaN or Inf.
     """
     refuse_settings(config, train_args)
+    specs = [find_teacher(spec) for spec in read_teachers(config.teacher)]
+    found = replace(config, teacher=",".join(str(spec) for spec in specs))
     with _same_randomness():
-        file = find_checkpoint(config.teacher, role="teacher")
-        teacher = load_detector(file, role="teacher", trust=config.trust)
         student, data, knows_data = _student_and_data(config, train_args)
-        pair = Pair(student=head_info(student), teacher=head_info(teacher))
-        only = trained_classes(train_args.get("classes"))
-        class_map = ClassMap.by_name(pair.teacher.names, pair.student.names, config.class_map, only)
-        refuse_pair(config, pair, class_map)
-        refuse_channels(config, int(teacher.yaml.get("channels", 3)), int(data["channels"]))
-        tapped = tapped_pair(pair, student, teacher, config.taps)
-        losses = trial_losses(config, pair, int(train_args.get("seed") or 0), tapped)
-        adapters = sum(parameter.numel() for parameter in losses.parameters())
         device, dtype, amp = _arithmetic(config, train_args)
-        images = sample_images(data, "train", imgsz=_side(train_args), n=_TRIAL_IMAGES).to(device)
-        live = LiveTeacher(teacher, device, "fp32", config.teacher)
-        live.to_precision(dtype)
-        live.open([t for _, t in config.taps], entry_depth(losses))
-        trial = run_trial(live, student.to(device), images, amp=amp)
-        refuse_what_is_missing(config, trial.teacher)
-    slowdown = 1 + trial.teacher_seconds / trial.step_seconds
-    warnings = _warnings(file, train_args["model"])
-    lines = [*_pair_lines(pair, class_map, adapters), *_tap_lines(config), _cost_line(trial, slowdown, images.shape)]
+        info = head_info(student)
+        side = training_side(asked_side(train_args.get("imgsz")), info.strides)
+        panel = open_panel(
+            *(found, info, device),
+            network=lambda: student,
+            peers=peers,
+            only=trained_classes(train_args.get("classes")),
+            imgsz=side,
+        )
+        refuse_pair(config, panel, info, {**train_args, "imgsz": side}, int(data["channels"]))
+        found = without_features(found, panel)
+        losses = trial_losses(found, panel, student, int(train_args.get("seed") or 0))
+        panel.to_precision(dtype)
+        images, larger = (
+            sample_images(data, "train", imgsz=size, n=_TRIAL_IMAGES).to(device) if size else None
+            for size in (side, config.teacher_imgsz)
+        )
+        assert images is not None
+        trial = run_trial(panel, student.to(device), images, larger, amp=amp)
+        replayed = replace(trial.teacher, feats=None, taps=None, reenter=None)
+        found = servable(found, replayed if config.teacher_cache else trial.teacher)
+    asked = 0.0 if config.teacher_cache else trial.teacher_seconds / config.teacher_every
+    slowdown = 1 + asked / trial.step_seconds
+    warnings = _warnings(specs, train_args["model"])
+    adapters = sum(p.numel() for name, loss in losses.items() if name in found.losses for p in loss.parameters())
+    without = [name for name in config.losses if name not in found.losses]
+    maps = [view.class_map for view in panel.views]
+    lines = [
+        *_pair_lines(panel, maps, adapters),
+        *_tap_lines(config),
+        *(f"{name} is left out: the teacher does not give what it needs" for name in without),
+        _cost_line(trial, slowdown, images.shape),
+    ]
     return Report(
         lines=[*lines, *(f"WARNING: {warning}" for warning in warnings)],
         warnings=warnings,
-        pair=pair,
-        class_map=class_map,
+        pairs=panel.pairs(),
+        class_maps=maps,
+        config=found,
         teacher=config.teacher,
-        teacher_file=file,
         data=str(train_args["data"]),
         adapter_parameters=adapters,
         slowdown=slowdown,
         memory=trial.memory,
         student_knows_data=knows_data,
+        side=side,
+        judged=[view.teacher.name for view in panel.views if isinstance(view.teacher, LiveTeacher)],
     )
 
 
@@ -133,20 +165,25 @@ def preflight_plain(config: DistillConfig, train_args: Mapping[str, Any]) -> Non
         _student_and_data(config, train_args)
 
 
-def checks_text(report: Report, teacher_map: float, student_map: float) -> str:
-    """What ``yolokd checks`` prints: the report, both accuracies, and whether the teacher is worth having.
+def checks_text(report: Report, teacher_maps: Mapping[str, float], student_map: float) -> str:
+    """What ``yolokd checks`` prints: the report, the accuracies, and whether the teacher is worth having.
 
     Args:
         report: of the preflight.
-        teacher_map: mAP50-95 of the teacher on the validation split, classes matched by name.
+        teacher_maps: each teacher's file and its mAP50-95 on the validation split, classes matched by name.
         student_map: the same of the student as it is before training.
     """
     lines = [*report.lines, f"memory: {report.memory}"]
     note = "" if report.student_knows_data else "  (not trained on these classes: the number means nothing yet)"
-    lines += [f"teacher mAP50-95 on {report.data}: {teacher_map:.3f}"]
+    for file, value in teacher_maps.items():
+        which = f" {Path(file).name}" if len(teacher_maps) > 1 else ""
+        lines += [f"teacher{which} mAP50-95 on {report.data}: {value:.3f}"]
     lines += [f"student mAP50-95 on {report.data}: {student_map:.3f}{note}"]
+    if not teacher_maps:
+        return "\n".join(lines)
+    teacher_map = max(teacher_maps.values())
     finetune = f"yolo detect train model={report.teacher} data={report.data}"
-    unmapped = report.class_map.unmapped
+    unmapped = report.unmapped
     if unmapped:
         lines += [
             f"WARNING: the teacher does not know {shorten(unmapped)}. Fine-tune it on your data first:",
@@ -205,29 +242,23 @@ def _arithmetic(
     return device, resolve_precision(config.teacher_precision, device, on, bf16), amp
 
 
-def _side(train_args: Mapping[str, Any]) -> int:
-    """The side of the training images in pixels, a multiple of 32 as Ultralytics makes it."""
-    imgsz = train_args.get("imgsz") or 640
-    try:
-        side = max(int(size) for size in imgsz) if isinstance(imgsz, (list, tuple)) else int(imgsz)
-    except (TypeError, ValueError):
-        side = 0
-    if side < 1:
-        raise UserError(f"imgsz={imgsz} is not a size in pixels.", "Write e.g. imgsz=640.") from None
-    return -(-side // 32) * 32
-
-
-def _pair_lines(pair: Pair, class_map: ClassMap, adapters: int) -> list[str]:
-    student, teacher = pair.student, pair.teacher
-    missing = f"; without a teacher: {shorten(class_map.unmapped)}" if class_map.unmapped else ""
-    boxes = "" if student.reg_max == teacher.reg_max > 1 else ": boxes are compared by expected distance and IoU"
-    return [
-        f"classes: {class_map.mapped} of {class_map.total} mapped{missing}",
-        f"levels: {len(student.strides)}, strides {_listed(student.strides)}; "
-        f"widths {_listed(student.widths)} (student), {_listed(teacher.widths)} (teacher)",
-        f"reg_max: {student.reg_max} (student), {teacher.reg_max} (teacher){boxes}",
-        f"adapters: {adapters:,} parameters, trained with the student and thrown away",
-    ]
+def _pair_lines(panel: Panel, maps: list[ClassMap], adapters: int) -> list[str]:
+    """What pairs with what; several teachers a block each."""
+    lines = []
+    for view, pair, classes in zip(panel.views, panel.pairs(), maps, strict=True):
+        student, teacher = pair.student, pair.teacher
+        missing = f"; without a teacher: {shorten(classes.unmapped)}" if classes.unmapped else ""
+        boxes = "" if student.reg_max == teacher.reg_max > 1 else ": boxes are compared by expected distance and IoU"
+        name = [f"teacher {view.teacher.name}:"] if len(maps) > 1 else []
+        left = "" if view.match.whole else f" of {', '.join(str(s) for s in view.teacher.info.strides)} in the teacher"
+        lines += [
+            *name,
+            f"classes: {classes.mapped} of {classes.total} mapped{missing}",
+            f"levels: {len(student.strides)}, strides {_listed(student.strides)}{left}; "
+            f"widths {_listed(student.widths)} (student), {_listed(teacher.widths) or 'none'} (teacher)",
+            f"reg_max: {student.reg_max} (student), {teacher.reg_max} (teacher){boxes}",
+        ]
+    return [*lines, f"adapters: {adapters:,} parameters, trained with the student and thrown away"]
 
 
 def _tap_lines(config: DistillConfig) -> list[str]:
@@ -247,12 +278,14 @@ def _cost_line(trial: Trial, slowdown: float, shape: tuple[int, ...]) -> str:
     )
 
 
-def _warnings(teacher: Path, student: Any) -> list[str]:
+def _warnings(teachers: Sequence[TeacherSpec], student: Any) -> list[str]:
+    """A student under its own file learns nothing."""
     file = Path(str(student))
-    same = file.is_file() and (
-        file.resolve() == teacher or (file.stat().st_size == teacher.stat().st_size and sha256(file) == sha256(teacher))
-    )
-    return ["teacher and student are the same file: there is nothing to learn from oneself."] if same else []
+    for path in [Path(spec.path) for spec in teachers if spec.kind == "checkpoint" and file.is_file()]:
+        same_size = file.stat().st_size == path.stat().st_size
+        if file.resolve() == path or (same_size and sha256(file) == sha256(path)):
+            return ["teacher and student are the same file: there is nothing to learn from oneself."]
+    return []
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

@@ -19,19 +19,26 @@ class Schedule:
     Args:
         kind: ``constant`` or ``cosine``.
         epochs: length of the training, in epochs.
-        warmup: length of the ramp, in epochs; cut to ``epochs - 1`` as Ultralytics cuts its own warm-up.
+        warmup: length of the ramp, in epochs; cut so that an epoch is left, as Ultralytics cuts its own warm-up.
         close: epochs at the end without distillation.
+        start: epochs at the beginning without distillation; the ramp follows them.
     """
 
     kind: str
     epochs: float
     warmup: float
     close: int = 0
+    start: int = 0
 
     @property
     def ramp(self) -> float:
         """Length of the ramp, in epochs."""
-        return max(min(self.warmup, self.epochs - 1), 0)
+        return max(min(self.warmup, self.epochs - self.start - 1), 0)
+
+    @property
+    def begun(self) -> float:
+        """The moment from which the factor is full, in epochs."""
+        return self.start + self.ramp
 
     def __call__(self, epoch: float) -> float:
         """The factor at a moment of training.
@@ -40,11 +47,10 @@ class Schedule:
             epoch: epochs done, with fraction: 1.5 is the middle of the second epoch.
         """
         end = self.epochs - self.close
-        if epoch >= end:
+        if epoch >= end or epoch < self.start:
             return 0.0
-        ramp = self.ramp
-        if epoch < ramp:
-            return epoch / ramp
+        if epoch < self.begun:
+            return (epoch - self.start) / self.ramp
         if self.kind == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (epoch - ramp) / max(end - ramp, 1e-9)))
+            return 0.5 * (1 + math.cos(math.pi * (epoch - self.begun) / max(end - self.begun, 1e-9)))
         return 1.0

@@ -14,7 +14,9 @@ from yolokd.losses.base import LOSSES
 from yolokd.predictions import HeadInfo, Pair, Predictions
 
 
-def tapped_pair(pair: Pair, student: Any, teacher: Any, layers: Sequence[tuple[int, int]]) -> Pair | None:
+def tapped_pair(
+    pair: Pair, student: Any, teacher: Any, layers: Sequence[tuple[int, int]], ratio: float = 1.0
+) -> Pair | None:
     """The pair as a loss sees it that compares the layers of ``taps=``.
 
     Args:
@@ -22,6 +24,7 @@ def tapped_pair(pair: Pair, student: Any, teacher: Any, layers: Sequence[tuple[i
         student: the student, a DetectionModel.
         teacher: the teacher, likewise.
         layers: pairs of layers, (student, teacher).
+        ratio: side of the teacher's image over the side of the student's.
 
     Returns:
         the pair with the strides and widths of these layers; None where there are no taps.
@@ -34,12 +37,13 @@ def tapped_pair(pair: Pair, student: Any, teacher: Any, layers: Sequence[tuple[i
     ours = _at(pair.student, student, "student", [s for s, _ in layers])
     theirs = _at(pair.teacher, teacher, "teacher", [t for _, t in layers])
     for (s, t), mine, other in zip(layers, ours.strides, theirs.strides, strict=True):
-        if mine != other:
+        if mine * ratio != other:
+            larger = f", in images {ratio:g} times as large" if ratio != 1 else ""
             raise UserError(
-                f"taps={s}:{t}: layer {s} of the student has stride {mine}, layer {t} of the teacher {other}.",
+                f"taps={s}:{t}: layer {s} of the student has stride {mine}, layer {t} of the teacher {other}{larger}.",
                 "Pair layers of one stride: taps=STUDENT:TEACHER,... (`yolo train` prints the layers of a model).",
             )
-    return Pair(ours, theirs)
+    return Pair(ours, replace(theirs, strides=ours.strides))
 
 
 def _at(info: HeadInfo, model: Any, role: str, layers: Sequence[int]) -> HeadInfo:

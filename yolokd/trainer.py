@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,31 +9,35 @@ from typing import Any
 import torch
 from torch import nn
 from ultralytics.cfg import get_save_dir
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK
 
 from yolokd.adapters import add_to_optimizer, average_gradients
 from yolokd.balance import Balance
-from yolokd.classes import ClassMap, trained_classes
-from yolokd.compat.checkpoint import head_info, load_detector, read_checkpoint, restricted_loading
-from yolokd.compat.files import atomic_replace, atomic_strip, begin_folder, recover, staged
-from yolokd.compat.training import plain_optimizer, settle_rate, unwrap_model
+from yolokd.classes import trained_classes
+from yolokd.compat.checkpoint import head_info, restricted_loading
+from yolokd.compat.files import begin_folder, recover
+from yolokd.compat.larger import image_side, reduced, resized
+from yolokd.compat.training import settle_rate, unwrap_model
 from yolokd.criterion import DistillationCriterion
 from yolokd.guard import Guard
 from yolokd.keys import arguments_yaml
-from yolokd.losses.base import LOSSES, build_losses
-from yolokd.predictions import Pair
+from yolokd.losses.base import LOSSES
+from yolokd.replaying import fill_cache
+from yolokd.saving import SavingTrainer
 from yolokd.schedule import Schedule
-from yolokd.settings import handed_down, settle
-from yolokd.sidecar import complete_rows, load_sidecar
-from yolokd.taps import StudentTaps, entry_depth, tapped_pair
-from yolokd.teachers.live import LiveTeacher, resolve_precision
+from yolokd.seating import fit_losses, open_panel
+from yolokd.settings import Settled, handed_down, settle
+from yolokd.taps import StudentTaps, entry_depth
+from yolokd.teachers.live import LARGER, resolve_precision
+from yolokd.teachers.opening import NOBODY
+from yolokd.teachers.panel import Panel
+from yolokd.teachers.spec import read_teachers
 
 RECIPE = "distill.yaml"  # in the run folder: the settings, in the form that recipe= reads
 _CLIP = 10.0  # Ultralytics clips the model's gradient norm at 10; the adapters are clipped alike
 
 
-class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
+class DistillationTrainer(SavingTrainer):
     """Train a student under a teacher; everything that is not distillation is Ultralytics' own.
 
     Used as ``YOLO(student).train(trainer=DistillationTrainer, teacher=..., data=...)`` or through
@@ -45,25 +48,27 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         cfg: Ultralytics' default settings.
         overrides: Ultralytics' train arguments and yolokd's keys, mixed.
         _callbacks: Ultralytics' callbacks.
+        settled: what `settings.settle` has made of the overrides already.
 
     Raises:
         UserError: the settings, the pair or the data cannot work; nothing has been written then.
     """
 
-    # Attributes of Ultralytics' trainer, which has no types.
     loss_names: tuple[str, ...]
-    wdir: Path
-    last: Path
-    best: Path
+    peers = NOBODY  # whom teacher=peer:NAME asks
 
     def __init__(
-        self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict[str, Any] | None = None
+        self,
+        cfg: Any = DEFAULT_CFG,
+        overrides: dict[str, Any] | None = None,
+        _callbacks: dict[str, Any] | None = None,
+        settled: Settled | None = None,
     ) -> None:
-        self.teacher: LiveTeacher | None = None
+        self.panel: Panel | None = None
         self.losses = nn.ModuleDict()
         self.criterion: DistillationCriterion | None = None
-        self._course: Mapping[str, Any] = {}  # what distill.pt knows of balance and guard
-        self.config, self.sidecar, theirs = settle(dict(overrides or {}), worker=LOCAL_RANK != -1)
+        self._course = {}
+        self.config, self.sidecar, theirs = settled or settle(dict(overrides or {}), worker=LOCAL_RANK != -1)
         with restricted_loading(self.config.trust):
             super().__init__(cfg, theirs, _callbacks)
 
@@ -95,18 +100,26 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
         """Build the student as Ultralytics does, then teacher and losses, before AutoBatch and the optimizer."""
         with restricted_loading(self.config.trust):
             checkpoint = super().setup_model()
-        used = {Path(str(path)).resolve() for path in (self.args.model, self.config.teacher)}
+        teachers = [spec.path for spec in read_teachers(self.config.teacher)] if self.config.teacher else []
+        used = {Path(str(path)).resolve() for path in (self.args.model, *teachers)}
         if RANK in {-1, 0} and not self.resume and self.last.resolve() not in used:
             self.last.unlink(missing_ok=True)  # of an earlier run (exist_ok=True), which resume would go on with
         if self.config.losses:
-            model = load_detector(self.config.teacher, role="teacher", trust=self.config.trust)
-            self.teacher = LiveTeacher(model, self.device, "fp32", self.config.teacher)
-            pair = Pair(head_info(self.model), self.teacher.info)
-            tapped = tapped_pair(pair, self.model, self.teacher.model, self.config.taps)
-            losses = build_losses(self.config.losses, self.config.loss_options, pair, self.args.seed, tapped)
-            self.losses = losses.to(self.device)
-            self.teacher.open([t for _, t in self.config.taps], entry_depth(losses))
+            self.seat_teachers()
         return checkpoint
+
+    def seat_teachers(self) -> None:
+        """Open the teachers and build the losses."""
+        student = replace(head_info(self.model), names=dict(self.data["names"]))
+        self.panel = open_panel(
+            *(self.config, student, self.device),
+            network=lambda: unwrap_model(self.ema.ema),
+            peers=self.peers,
+            only=trained_classes(self.args.classes),
+            imgsz=self.args.imgsz,
+            replay=bool(self.config.teacher_cache),
+        )
+        self.losses = fit_losses(self.config, self.panel, self.model, self.args.seed).to(self.device)
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The student's optimizer with a group for the adapters, so that they train from the first step."""
@@ -116,15 +129,15 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def auto_batch(self) -> int:
         """The batch size that fits with the teacher running beside the student; the losses' share is not counted."""
-        teacher = self.teacher
-        if teacher is None:
+        panel = self.panel
+        if panel is None:
             return int(super().auto_batch())
         self._lower_teacher()
         held: list[Any] = []
 
         def beside(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             # After the student, whose activations are alive then, as they are in training.
-            held[:] = [teacher.forward(inputs[0])]
+            held[:] = panel.beside(inputs[0])
 
         handle = self.model.register_forward_hook(beside)
         least = max(LOSSES[name].batch for name in self.losses)  # a loss that compares images needs some
@@ -137,19 +150,16 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
     def _setup_train(self) -> None:
         """Ultralytics' own; after it, since resume replaces an end2end criterion, ours takes the criterion's place."""
         super()._setup_train()
-        if self.teacher is None:
+        if self.panel is None:
             return
         self._lower_teacher()
         student = unwrap_model(self.model)
         base = getattr(student, "criterion", None) or student.init_criterion()
-        only = trained_classes(self.args.classes)
-        class_map = ClassMap.by_name(self.teacher.info.names, self.data["names"], self.config.class_map, only)
         taps = StudentTaps(student, [s for s, _ in self.config.taps], entry_depth(self.losses))
         self.criterion = student.criterion = DistillationCriterion(
             base,
-            self.teacher,
+            self.panel,
             self.losses,
-            class_map,
             head_info(student).strides,
             self._schedule(),
             Balance(self.config.balance, self.config.losses),
@@ -157,18 +167,23 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
             taps,
             # The layers of a compiled student are one step of autograd: nothing can be asked for in between.
             watch=not self.args.compile,
+            every=self.config.teacher_every,
         )
         if self._course:
             self.criterion.load(self._course)
 
     def _lower_teacher(self) -> None:
         """To the precision that is known once Ultralytics has decided about AMP."""
-        assert self.teacher is not None
+        assert self.panel is not None
         wanted = self.config.teacher_precision
-        self.teacher.to_precision(resolve_precision(wanted, self.device, self.amp, self.args.amp == "bf16"))
+        self.panel.to_precision(resolve_precision(wanted, self.device, self.amp, self.args.amp == "bf16"))
+        if self.config.teacher_compile:
+            self.panel.compile()
 
     def _schedule(self) -> Schedule:
-        return Schedule(self.config.schedule, self.epochs, self.args.warmup_epochs, self.config.closing)
+        return Schedule(
+            self.config.schedule, self.epochs, self.args.warmup_epochs, self.config.closing, self.config.kd_start
+        )
 
     def _setup_scheduler(self) -> None:
         """Ultralytics' own learning rate, which has come to its end where the refinement begins."""
@@ -177,6 +192,31 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
             settle_rate(self, self.config.refine_epochs)
 
     # The loop ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _larger(self) -> int | None:
+        """Side of the images that a teacher sees beside this training, where it is not the student's."""
+        return None if self.panel is None or self.config.teacher_cache else self.config.teacher_imgsz
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Ultralytics' own; images to train on are loaded and augmented at the teacher's size, where that is larger."""
+        if mode != "train" or self.panel is None:
+            return super().build_dataset(img_path, mode, batch)
+        with image_side(self.args, self._larger):
+            dataset = super().build_dataset(img_path, mode, batch)
+        if self.config.teacher_cache:  # only now: Ultralytics mends damaged images when it lists them
+            files, side, channels = dataset.im_files, self.args.imgsz, self.data["channels"]
+            self.panel.replay(dataset, *fill_cache(self.config, files, side, channels, vars(self.args)))
+        return dataset
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Ultralytics' own, of images that were reduced to the student's size where the teacher sees larger ones."""
+        if self._larger is None:
+            return dict(super().preprocess_batch(batch))
+        larger, ratio = batch["img"], self._larger / self.args.imgsz
+        batch = super().preprocess_batch({**batch, "img": reduced(larger, ratio)})
+        side = [round(size * ratio) for size in batch["img"].shape[-2:]]  # multi_scale has perhaps changed it
+        return {**batch, LARGER: resized(larger.to(self.device, non_blocking=True), side)}
 
     def run_callbacks(self, event: str) -> None:
         """Ultralytics' own; the schedule is told where an epoch begins (also one begun again after a lack of memory).
@@ -233,39 +273,3 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]
             return str(super().progress_string())
         finally:
             self.loss_names = names
-
-    # Checkpoints ------------------------------------------------------------------------------------------------
-
-    def save_model(self) -> bool:
-        """Write ``distill.pt``, then the checkpoints, each by rename, ``last.pt`` the last of all."""
-        if self.optimizer is not None:
-            course = {} if self.criterion is None else self.criterion.state()
-            self.sidecar = self.sidecar.with_epoch(self.epoch, self.losses, self.optimizer, course)
-            self.sidecar.save(self.wdir)
-        with plain_optimizer(self.optimizer), staged(self):
-            return bool(super().save_model())
-
-    def resume_training(self, ckpt: Any) -> None:
-        """Ultralytics' own, with results.csv trimmed to the epochs that the checkpoint knows."""
-        super().resume_training(ckpt)  # first: it may refuse
-        if ckpt is not None and self.resume and RANK in {-1, 0} and self.csv.is_file():
-            rows = complete_rows(self.csv.read_text(encoding="utf-8"), self.start_epoch)
-            atomic_replace(self.csv, lambda partial: partial.write_text(rows, encoding="utf-8"))
-
-    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
-        """Ultralytics' own for the student, on resume and after a NaN; ours for the adapters."""
-        with plain_optimizer(self.optimizer):
-            super()._load_checkpoint_state(ckpt)
-        if len(self.losses):
-            self.sidecar = replace(load_sidecar(self.wdir), config=self.config.to_dict())
-            self._course = self.sidecar.restore(ckpt["epoch"], self.losses, self.optimizer)
-            LOGGER.info(f"Distillation restored from distill.pt, epoch {ckpt['epoch'] + 1}.")
-            if self.criterion is not None and self._course:  # after a NaN; on resume it is not there yet
-                self.criterion.load(self._course)
-
-    def final_eval(self) -> None:
-        """Ultralytics' own, with the checkpoints stripped by rename."""
-        if self.resume and RANK in {-1, 0} and self.best.is_file():  # perhaps not written by this process
-            read_checkpoint(self.best, role="best.pt", trust=self.config.trust)
-        with atomic_strip(), restricted_loading(self.config.trust):
-            super().final_eval()

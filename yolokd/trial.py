@@ -10,10 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from yolokd.compat.boxes import anchor_points
+from yolokd.compat.checkpoint import head_info
 from yolokd.compat.step import plain_step
+from yolokd.compat.training import branches
 from yolokd.errors import UserError
+from yolokd.levels import anchors_of, take_levels
 from yolokd.predictions import Predictions
-from yolokd.teachers.live import LiveTeacher, refuse_not_finite
+from yolokd.teachers.live import LARGER
+from yolokd.teachers.panel import Panel
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,16 @@ class Trial:
     memory: str
 
 
-def run_trial(teacher: LiveTeacher, student: nn.Module, images: Tensor, *, amp: torch.dtype | None = None) -> Trial:
-    """Run both models, twice: once to look and to warm up, once to measure.
+def run_trial(
+    panel: Panel, student: nn.Module, images: Tensor, larger: Tensor | None = None, *, amp: torch.dtype | None = None
+) -> Trial:
+    """Run both sides, twice: once to look and to warm up, once to measure.
 
     Args:
-        teacher: on the device of the images.
+        panel: the teachers, on the device of the images.
         student: on the device of the images; thrown away afterwards, its batch statistics move.
         images: ``(B, C, H, W)`` float32 in [0, 1].
+        larger: the same at ``teacher_imgsz``.
         amp: number format of the student's automatic mixed precision; None is float32.
 
     Raises:
@@ -55,21 +63,39 @@ def run_trial(teacher: LiveTeacher, student: nn.Module, images: Tensor, *, amp: 
         with torch.autocast(images.device.type, dtype=amp, enabled=amp is not None):
             return plain_step(student, images)
 
-    predictions = teacher({"img": images})
-    refuse_not_finite(predictions, teacher)
+    batch = {"img": images} if larger is None else {"img": images, LARGER: larger}
+    said, anchors, strides = _students(panel, student, images)
+
+    def ask() -> Predictions:
+        return panel(batch, said, anchors, strides)
+
+    predictions = ask()
     kept = _KeptTensors(student)
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
         if not math.isfinite(step()):
             raise UserError("student=: its loss is NaN or infinite on real training images.", "Take another student.")
-    seconds = _seconds(lambda: teacher({"img": images}), cuda), _seconds(step, cuda)
+    seconds = _seconds(ask, cuda), _seconds(step, cuda)
     if cuda:
         peak = torch.cuda.max_memory_allocated(images.device) - before
         memory = f"{_megabytes(peak)} at the peak of a step of {len(images)} images on the GPU, weights not counted"
     else:
-        weights = sum(t.nbytes for t in teacher.model.state_dict().values())
+        models = [m for view in panel.views if (m := getattr(view.teacher, "model", None)) is not None]
+        weights = sum(t.nbytes for model in models for t in model.state_dict().values())
         each = _megabytes(kept.bytes // len(images))
         memory = f"the teacher's weights take {_megabytes(weights)}, the student's backward pass keeps {each} an image"
     return Trial(predictions, *seconds, memory)
+
+
+@torch.no_grad()
+def _students(panel: Panel, student: nn.Module, images: Tensor) -> tuple[Predictions, Tensor, Tensor]:
+    """What the student says of the images at the levels that are taught, with their anchors and strides."""
+    info = head_info(student)
+    said = branches(student(images))[0]
+    assert said.feats is not None
+    anchors, strides = anchor_points(said.feats, info.strides)
+    sizes = [(f.shape[2], f.shape[3]) for f in said.feats]
+    index = anchors_of(sizes, panel.levels)
+    return take_levels(said, sizes, panel.levels), anchors[index], strides[index]
 
 
 def _seconds(call: Callable[[], object], cuda: bool) -> float:

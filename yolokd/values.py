@@ -32,13 +32,55 @@ class Problems:
             raise UserError(f"{problems}.", remedies)
 
 
-def count(ours: Mapping[str, Any], key: str, problems: Problems) -> int:
-    """A number of epochs, 0 where it is not given."""
+def count(ours: Mapping[str, Any], key: str, problems: Problems, what: str = "epochs") -> int:
+    """A number of epochs, or of something else; 0 where it is not given."""
     value = ours.get(key, 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        problems.add(f"{key}={value} is not a number of epochs", f"{key} counts epochs: 0, 1, 2, ...")
+        problems.add(f"{key}={value} is not a number of {what}", f"{key} counts {what}: 0, 1, 2, ...")
         return 0
     return value
+
+
+def switch(ours: Mapping[str, Any], key: str, problems: Problems) -> bool:
+    """True or False; False where it is not given."""
+    value = ours.get(key, False)
+    if not isinstance(value, bool):
+        problems.add(f"{key}={value} is neither True nor False", f"Write {key}=True, or leave it out.")
+        return False
+    return value
+
+
+def teacher_weights(ours: Mapping[str, Any], teachers: int, problems: Problems) -> tuple[float, ...]:
+    """How much each of several teachers counts; empty where nothing is said."""
+    value = ours.get("teacher_weights")
+    if value in (None, ""):
+        return ()
+    words = list(value) if isinstance(value, (list, tuple)) else str(value).split(",")
+    try:
+        weights = tuple(float(word) for word in words)
+    except (TypeError, ValueError):
+        weights = ()
+    if len(weights) != teachers or not all(0 < w < math.inf for w in weights):
+        problems.add(
+            f"teacher_weights={value} is not a positive number for each of {teachers} teachers",
+            "Write one for each, in their order, e.g. teacher=a.pt,b.pt teacher_weights=2,1.",
+        )
+        return ()
+    return weights
+
+
+def exported_only(key: str, ours: Mapping[str, Any], teacher: str, problems: Problems) -> tuple[str, ...]:
+    """The words of a key that only exported teachers look at; empty where nothing is said."""
+    value = ours.get(key)
+    if value in (None, ""):
+        return ()
+    words = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    found = tuple(str(word).strip() for word in words)
+    if not any(end in teacher for end in (".onnx", "_openvino_model")):
+        problems.add(f"{key} is for an exported teacher, and teacher={teacher} is none", f"Leave out {key}=.")
+    elif not all(found):
+        problems.add(f"{key}={value} has an empty place", "Write teacher_names=person,bicycle, in order, from 0.")
+    return found
 
 
 def balance_share(ours: Mapping[str, Any], losses: Mapping[str, float], problems: Problems) -> float | None:

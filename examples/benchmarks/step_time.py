@@ -3,6 +3,9 @@
 python examples/benchmarks/step_time.py teacher=yolo11x.yaml student=yolo11n.yaml imgsz=320 batch=8 rounds=15
 A YAML gets random weights: speed and memory do not depend on them. Threads: OMP_NUM_THREADS, or threads=2.
 losses=cls,box,pkd times other losses than the default ones; what each costs by itself tells loss_cost.py.
+data=DATA.yaml adds two arms that also read and augment their images: `loaded`, a plain step, and `replay`, one under
+the answers that the teacher has stored (teacher_cache=). Give a teacher with weights then: a random one sees nothing,
+and nothing is replayed. Ultralytics writes a label cache beside the labels. workers=8 reads images as it does on a GPU.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import torch
 import yaml
 from torch import nn
 from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
@@ -29,11 +33,15 @@ from yolokd.balance import Balance
 from yolokd.classes import ClassMap
 from yolokd.compat.checkpoint import head_info
 from yolokd.criterion import DistillationCriterion
+from yolokd.levels import match_levels
 from yolokd.losses.base import DEFAULT_LOSSES, LOSSES, build_losses
 from yolokd.predictions import Pair
 from yolokd.schedule import Schedule
 from yolokd.taps import StudentTaps, entry_depth
 from yolokd.teachers.live import LiveTeacher
+from yolokd.teachers.panel import Panel
+from yolokd.teachers.view import View
+from yolokd.trainer import DistillationTrainer
 
 Step = Callable[[], None]
 
@@ -93,13 +101,13 @@ def criterion_of(
     student: nn.Module, live: LiveTeacher, losses: nn.ModuleDict, depth: int | None
 ) -> DistillationCriterion:
     """The criterion as the trainer builds it, without the steps in which gradients are measured."""
-    gains = {name: LOSSES[name].gain for name in losses}
+    gains, info = {name: LOSSES[name].gain for name in losses}, head_info(student)
+    classes = ClassMap.by_name(live.info.names, student.names)
     return DistillationCriterion(
         student.criterion,
-        live,
+        Panel([View(live, info, classes, match_levels(info, live.info))]),
         losses,
-        ClassMap.by_name(live.info.names, student.names),
-        head_info(student).strides,
+        info.strides,
         Schedule("constant", 1e9, 0),
         Balance(None, gains),
         taps=StudentTaps(student, (), depth),
@@ -136,6 +144,51 @@ def arms(
     }
 
 
+def replayed_losses(names: Mapping[str, float]) -> dict[str, float]:
+    """Those that are content with boxes and scores, which is what a cache holds."""
+    return {name: gain for name, gain in names.items() if LOSSES[name].needs <= {"scores", "boxes", "truth"}}
+
+
+def loading_step(trainer: DetectionTrainer) -> Step:
+    """A step of Ultralytics' own loop, from the loader to the optimizer, without an end."""
+    trainer._setup_train()
+    trainer.model.train()
+    if isinstance(trainer, DistillationTrainer):
+        trainer.criterion.begin_epoch(0, len(trainer.train_loader), trainer._schedule())
+        trainer.criterion.watch = False
+
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
+        while True:
+            yield from trainer.train_loader
+
+    endless = batches()
+
+    def step() -> None:
+        with torch.autocast(trainer.device.type, enabled=bool(trainer.amp)):
+            loss = trainer.model(trainer.preprocess_batch(next(endless)))[0].sum()
+        trainer.scaler.scale(loss).backward()
+        trainer.optimizer_step()
+
+    return step
+
+
+def loading_arms(
+    teacher: str, student: str, asked: Mapping[str, str], names: Mapping[str, float], folder: str
+) -> dict[str, Step]:
+    """Steps that read and augment images of ``data=``: a plain one, and one under stored answers."""
+    shared = {key: int(asked[key]) for key in ("imgsz", "batch", "workers")}
+    shared |= {"model": student, "data": asked["data"], "device": asked["device"], "project": folder, "mode": "train"}
+    shared |= {"plots": False, "val": False, "optimizer": "AdamW", "lr0": 1e-5, "warmup_epochs": 0, "epochs": 1000}
+    under = {"teacher": teacher, "teacher_cache": str(Path(folder) / "cache"), "losses": replayed_losses(names)}
+    plain, ours = DetectionTrainer(overrides=dict(shared)), DistillationTrainer(overrides={**shared, **under})
+    plain.args.workers = ours.args.workers = shared["workers"]  # Ultralytics sets it to 0 on a CPU
+    steps = {"loaded": loading_step(plain), "replay": loading_step(ours)}
+    cache = ours.panel.views[0].teacher.cache
+    each, disk = len(cache) / 2 / len(cache.index), cache.file.stat().st_size / len(cache.index)
+    print(f"replay: {each:.1f} detections and {disk:.0f} bytes an image, losses {under['losses']}", flush=True)
+    return steps
+
+
 def measure(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
     """Seconds a step; the arms take turns, so that what else the machine does hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -167,6 +220,8 @@ def report(found: dict[str, dict[str, float]], device: torch.device) -> None:
     print(f"native/yolokd {native / ours:.2f}   yolokd/(plain + teacher) {ours / (plain + teacher):.2f}")
     print(f"native/plain {native / plain:.2f}   yolokd/plain {ours / plain:.2f}")
     print(f"watched/yolokd {found['watched']['median'] / ours:.2f}")
+    if "replay" in found:
+        print(f"replay/loaded {found['replay']['median'] / found['loaded']['median']:.2f}   (at most 1.05)")
     if device.type == "cpu":  # one process, so one number for all arms
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(f"peak resident memory of the process {resident:.2f} GiB")
@@ -176,6 +231,7 @@ def settings(*options: str) -> dict[str, str]:
     """What was asked for, with the defaults."""
     asked = {"teacher": "yolo11x.yaml", "student": "yolo11n.yaml", "imgsz": "320", "batch": "8", "rounds": "15"}
     asked |= {"device": "cuda" if torch.cuda.is_available() else "cpu", "precision": "auto", "threads": "", "out": ""}
+    asked |= {"data": "", "workers": "0"}
     asked |= dict(option.split("=", 1) for option in options)
     if asked["threads"]:
         torch.set_num_threads(int(asked["threads"]))
@@ -206,9 +262,11 @@ def main(*options: str) -> None:
     asked = settings("losses=" + ",".join(DEFAULT_LOSSES), *options)
     names = {name: LOSSES[name].gain for name in asked["losses"].split(",")}
     device = torch.device(asked["device"])
-    with checkpoints(asked) as (teacher, student):
+    with checkpoints(asked) as (teacher, student), tempfile.TemporaryDirectory() as folder:
         batch = made_up_batch(int(asked["imgsz"]), int(asked["batch"]), device)
         steps = arms(teacher, student, batch, asked["precision"], names)
+        if asked["data"]:
+            steps |= loading_arms(teacher, student, asked, names, folder)
         found = measure(steps, int(asked["rounds"]), device)
     print(yaml.safe_dump(asked, sort_keys=False))
     report(found, device)

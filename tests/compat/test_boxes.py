@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.helpers import SIZES, STRIDES, grid
-from yolokd.compat.boxes import anchor_points, decode, encode, expected_distances, iou
+from yolokd.compat.boxes import anchor_points, bins_of, decode, encode, expected_distances, iou
 
 
 def test_grid() -> None:
@@ -59,3 +59,22 @@ def test_generalized_iou_without_area() -> None:
     point = torch.zeros(1, 4)
     assert iou(point, point, generalized=True).item() == pytest.approx(0)
     assert iou(point, point + 5, generalized=True).item() == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("reg_max", [1, 2, 4, 16])
+def test_bins_hold_the_distance_that_is_read_off_them(reg_max: int) -> None:
+    distances = torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) * (reg_max - 1)
+    raw = bins_of(distances, reg_max)
+    assert raw.shape == (50, 4 * reg_max)
+    assert torch.isfinite(raw).all()
+    assert torch.allclose(expected_distances(raw), distances, atol=1e-5)
+    assert torch.allclose(bins_of(distances.view(5, 10, 4), reg_max), raw.view(5, 10, -1))
+
+
+def test_bins_by_hand() -> None:
+    raw = bins_of(torch.tensor([[0.0, 1.25, 3.0, 9.0]]), 4)
+    mass = raw.view(4, 4).softmax(1)
+    expected = [[1, 0, 0, 0], [0, 0.75, 0.25, 0], [0, 0, 0, 1], [0, 0, 0, 1]]  # 9 is more than 4 bins can say
+    assert torch.allclose(mass, torch.tensor(expected).float(), atol=1e-6)
+    assert torch.allclose(bins_of(torch.tensor([[-2.0] * 4]), 4).view(4, 4).softmax(1)[:, 0], torch.ones(4), atol=1e-6)
+    assert bins_of(torch.tensor([[-2.0] * 4]), 1).tolist() == [[-2.0] * 4]  # plain distances are what they are

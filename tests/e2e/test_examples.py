@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import runpy
 import shutil
 from pathlib import Path
@@ -11,12 +12,22 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import NAMES
+from tests.lively import save_lively
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.e2e
 
 
 def run(name: str, *words: object) -> None:
     runpy.run_path(str(EXAMPLES / name))["main"](*map(str, words))
+
+
+@pytest.fixture(scope="module")
+def lively(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that sees something, although its weights are random; it knows the toy classes among 80."""
+    names = {i: str(i) for i in range(80)} | NAMES
+    return save_lively(tmp_path_factory.mktemp("lively") / "teacher.pt", names=names)
 
 
 def test_distil(toy_teacher: Path, toy_student: Path, toy_data: Path, runs_here: Path, capsys: Any) -> None:
@@ -38,6 +49,33 @@ def test_step_time(capsys: Any) -> None:
     said = capsys.readouterr().out
     assert "native/yolokd" in said
     assert "yolokd/(plain + teacher)" in said
+
+
+def test_step_time_with_loading(lively: Path, toy_data: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out.json"
+    sizes = ("imgsz=64", "batch=2", "rounds=1", "device=cpu")
+    run("benchmarks/step_time.py", f"teacher={lively}", f"data={toy_data}", f"out={out}", *sizes)
+    said = capsys.readouterr().out
+    assert "replay/loaded" in said
+    assert " detections and " in said
+    found = json.loads(out.read_text())
+    assert {"plain", "native", "yolokd", "watched", "teacher", "loaded", "replay"} == set(found["seconds"])
+    assert found["settings"]["data"] == str(toy_data)
+
+
+def test_replay_says_what_it_costs_and_continues(
+    lively: Path, toy_student: Path, toy_data: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmarks = EXAMPLES / "benchmarks"
+    monkeypatch.syspath_prepend(benchmarks)
+    out, begun = tmp_path / "out.csv", []
+    monkeypatch.setattr("aquarium.run", lambda arm, keys, seed, *rest: begun.append((arm, seed, keys)))
+    run("benchmarks/replay.py", toy_data, lively, toy_student, out, "seeds=0", "imgsz=64")
+    assert [(arm, seed) for arm, seed, _ in begun] == [("plain", "0"), ("live", "0"), ("replay", "0")]
+    assert begun[0][2] == {}
+    assert begun[1][2]["losses"] == begun[2][2]["losses"] == {"cls": 0.25, "box": 5.0}
+    assert Path(begun[2][2]["teacher_cache"]).is_dir()
+    assert " bytes an image" in capsys.readouterr().out
 
 
 def test_summary_of_the_stored_results(capsys: Any) -> None:

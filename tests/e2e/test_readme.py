@@ -21,6 +21,7 @@ SHORT = {
     "val": ["imgsz=64", "device=cpu"],
     "export": ["imgsz=64"],
     "checks": ["imgsz=64", "device=cpu"],
+    "cache": ["imgsz=64", "device=cpu"],
 }
 IN_CI = {"pip install -e . && yolokd demo", 'pip install -e ".[dev]" && pytest'}
 
@@ -31,6 +32,7 @@ def place(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     save_detector("yolo11s.yaml", folder / "yolo11x.pt", NAMES, seed=1)
     save_detector("yolo11n.yaml", folder / "yolo11n.pt", NAMES, seed=2)
+    save_detector("yolo11n.yaml", folder / "yolo11m.pt", NAMES, seed=3)
     shutil.copy(toy_data, folder / "coco8.yaml")
     return folder
 
@@ -54,10 +56,14 @@ def test_every_command_is_covered() -> None:
 def test_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (c for c in COMMANDS if c not in IN_CI):
         words = command.split()[1:]
-        extra = SHORT.get(words[0], []) if "resume=" not in command else []
+        extra = list(SHORT.get(words[0], [])) if "resume=" not in command else []
         if "refine_epochs" in command:  # it stands for kd_close
             extra = [word if not word.startswith("kd_close") else "refine_epochs=1" for word in extra]
             extra.append("warmup_epochs=0")  # two epochs leave balance= none between the ramp and the refinement
+        if "kd_start" in command:  # an epoch each without distillation would leave none
+            extra.remove("kd_close=1")
+        if "teacher_imgsz" in command:
+            extra.append("teacher_imgsz=96")
         code = main([*words, *extra])
         said = capsys.readouterr()
         assert code == 0, (command, said.err)

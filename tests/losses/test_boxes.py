@@ -278,3 +278,66 @@ def test_bad_arguments_are_named() -> None:
         LocalizationKD()(predictions(), Predictions(None, None, None), assignment())
     with pytest.raises(ValueError, match="against"):
         LocalizationKD()(predictions(), Predictions(None, torch.zeros(2, 16, 3), None), assignment())
+
+
+def with_edges(teacher: Predictions, *known: int) -> Predictions:
+    """The teacher has a word on these edges of every anchor, and on no other."""
+    edges = torch.zeros(1, 4, ANCHORS, dtype=torch.bool)
+    edges[:, list(known)] = True
+    return replace(teacher, edges=edges)
+
+
+def test_box_averages_the_edges_that_the_teacher_has_a_word_on() -> None:
+    student, teacher = predictions(1, seed=1), predictions(1, seed=2)
+    at = one_anchor(True)
+    assert student.boxes is not None
+    assert teacher.boxes is not None
+    s, t = (p.boxes[0, :, 5].view(4, 4).log_softmax(1) for p in (student, teacher))  # type: ignore[union-attr]
+    each = (t.exp() * (t - s)).sum(1).tolist()
+    for known in ((0,), (1, 3), (0, 1, 2, 3)):
+        value = LocalizationKD()(student, with_edges(teacher, *known), at).item()
+        assert value == pytest.approx(sum(each[i] for i in known) / len(known), rel=1e-5)
+    assert LocalizationKD()(student, with_edges(teacher, 0, 1, 2, 3), at) == LocalizationKD()(student, teacher, at)
+
+
+def test_box_without_common_bins_averages_the_distances_and_keeps_the_whole_box() -> None:
+    student, teacher = boxes_of([1.0, 1, 1, 1]), boxes_of([2.0, 1, 1, 1.5])
+    at = one_anchor(True)
+    # Boxes of 2 x 2 and 3 x 2.5 strides: IoU 4 / 7.5; the mean side is 2.75.
+    for known, distance in (((0, 1), 0.5), ((1, 2), 0.0), ((0, 1, 2, 3), 0.375)):
+        value = LocalizationKD()(student, with_edges(teacher, *known), at).item()
+        assert value == pytest.approx(distance / 2.75 + 1 - 4 / 7.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", [LocalizationKD(), BoxIoUKD()])
+@pytest.mark.parametrize("bins", [1, 4])
+def test_where_the_teacher_has_no_word_on_any_edge_nothing_is_taught(
+    loss: LocalizationKD | BoxIoUKD, bins: int
+) -> None:
+    student, teacher = predictions(1, reg_max=bins, seed=1), predictions(1, reg_max=bins, seed=2)
+    assert student.boxes is not None
+    student.boxes.requires_grad_()
+    value = loss(student, with_edges(teacher), one_anchor(True))
+    value.backward()
+    assert value.item() == 0
+    assert student.boxes.grad is not None
+    assert student.boxes.grad.abs().sum() == 0
+
+
+def test_iou_takes_the_whole_box_where_one_edge_is_known() -> None:
+    student, teacher = predictions(1, seed=1), predictions(1, seed=2)
+    at = one_anchor(True)
+    whole = BoxIoUKD()(student, teacher, at)
+    assert whole.item() > 0
+    for known in ((0,), (1, 3), (0, 1, 2, 3)):
+        assert BoxIoUKD()(student, with_edges(teacher, *known), at) == whole
+
+
+def test_a_masked_edge_gets_no_gradient_from_the_bins() -> None:
+    student, teacher = predictions(1, seed=1), predictions(1, seed=2)
+    assert student.boxes is not None
+    student.boxes.requires_grad_()
+    LocalizationKD()(student, with_edges(teacher, 0, 2), one_anchor(True)).backward()
+    assert student.boxes.grad is not None
+    by_edge = student.boxes.grad[0, :, 5].view(4, 4).abs().sum(1)
+    assert (by_edge > 0).tolist() == [True, False, True, False]

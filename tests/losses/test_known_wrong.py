@@ -125,8 +125,10 @@ def test_a_loss_with_the_wrong_sign(name: str) -> None:
 
 
 def test_a_teacher_in_train_mode_or_in_the_optimizer(worker: DistillationTrainer) -> None:
-    assert worker.teacher is not None
-    teacher = worker.teacher.model
+    assert worker.panel is not None
+    live = worker.panel.views[0].teacher
+    assert isinstance(live, LiveTeacher)
+    teacher = live.model
     before = copy.deepcopy(teacher.state_dict())
     worker.model.train()
     step(worker)

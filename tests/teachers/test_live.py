@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.test_criterion import detector
+from yolokd.errors import UserError
+from yolokd.predictions import Predictions, SoftDetections
 from yolokd.teachers import live
-from yolokd.teachers.live import LiveTeacher, resolve_precision
+from yolokd.teachers.live import LiveTeacher, refuse_not_finite, resolve_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -68,3 +72,51 @@ def test_bf16_is_near_fp32() -> None:
     assert rough.scores is not None
     assert rough.scores.dtype == torch.bfloat16
     assert (rough.scores.sigmoid() - exact.scores.sigmoid()).abs().max() < 0.02  # type: ignore[union-attr]
+
+
+def test_compiled_it_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as torch.compile traces it, without the minutes that a compiler takes."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiler(module, backend="eager"))
+    teacher = LiveTeacher(detector("yolov8n.yaml", 0), CPU, "fp32")
+    images = torch.rand(1, 3, 64, 64)
+    plain = teacher.forward(images)
+    teacher.compile()
+    first = teacher._run
+    teacher.compile()  # once is enough
+    assert teacher._run is first is not teacher.model
+    said = teacher.forward(images)
+    assert torch.allclose(said.scores, plain.scores, atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(said.feats[0], plain.feats[0], atol=1e-5)  # type: ignore[index]
+
+
+class Sane:
+    name = "t.pt"
+
+
+def detections(box: float = 1.0, score: float = 0.5) -> Predictions:
+    found = SoftDetections(
+        torch.full((2, 4), box), torch.full((2, 3), score), torch.zeros(2, dtype=torch.long), torch.ones(2, 4).bool()
+    )
+    return Predictions(None, None, (torch.zeros(1, 2, 3, 3),), detections=found)
+
+
+@pytest.mark.parametrize(
+    ("said", "broken"),
+    [
+        (detections(box=float("nan")), "its boxes hold"),
+        (detections(score=float("inf")), "its class scores hold"),
+        (detections(float("nan"), float("nan")), "its class scores and boxes hold"),
+        (replace(detections(), feats=(torch.full((1, 2, 3, 3), float("nan")),)), "its features hold"),
+    ],
+)
+def test_what_is_no_number_among_detections_is_named(said: Predictions, broken: str) -> None:
+    with pytest.raises(UserError, match=rf"teacher=t\.pt: {broken} NaN or Inf on training images\.") as caught:
+        refuse_not_finite(said, Sane())  # type: ignore[arg-type]
+    assert "Take another checkpoint" in caught.value.remedy  # there are no weights that a lower precision spoilt
+
+
+def test_sane_and_no_detections_pass() -> None:
+    refuse_not_finite(detections(), Sane())  # type: ignore[arg-type]
+    none = SoftDetections(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0).long(), torch.zeros(0, 4).bool())
+    refuse_not_finite(Predictions(None, None, None, detections=none), Sane())  # type: ignore[arg-type]

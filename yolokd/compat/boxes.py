@@ -61,6 +61,26 @@ def iou(a: Tensor, b: Tensor, *, generalized: bool = False) -> Tensor:
     return overlap.squeeze(-1)
 
 
+def bins_of(distances: Tensor, reg_max: int) -> Tensor:
+    """Edge logits whose expected distance is the given one: the inverse of `expected_distances`.
+
+    The two bins beside the distance hold all of the mass, as in the target of Ultralytics' own DFL loss.
+
+    Args:
+        distances: ``(..., 4)`` (left, top, right, bottom) in strides; clamped to what the bins can say.
+        reg_max: bins an edge; 1 gives the distances themselves.
+
+    Returns:
+        ``(..., 4 * reg_max)`` finite logits; a bin without mass has a probability of about 1e-8.
+    """
+    if reg_max == 1:
+        return distances
+    distances = distances.clamp(0, reg_max - 1)
+    bins = torch.arange(reg_max, dtype=distances.dtype, device=distances.device)
+    mass = (1 - (distances[..., None] - bins).abs()).clamp(min=0)
+    return mass.clamp(min=1e-8).log().flatten(-2)
+
+
 def anchor_points(feats: tuple[Tensor, ...], strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """The grid of a pyramid: ``(A, 2)`` anchor points and ``(A,)`` strides, both in pixels."""
     points, per_anchor = make_anchors(list(feats), strides, 0.5)

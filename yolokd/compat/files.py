@@ -103,8 +103,11 @@ def recover(folder: Path, forward: bool = True) -> None:
     for rest in (complete, folder / PARTIAL):
         shutil.rmtree(rest, ignore_errors=True)
     for place in (folder, folder.parent):
-        for file in place.glob(f".*{PARTIAL}"):
-            file.unlink(missing_ok=True)
+        for rest in place.glob(f".*{PARTIAL}"):
+            if rest.is_dir():  # of `begin_folder`, where the run folder has others in it
+                shutil.rmtree(rest)
+            else:
+                rest.unlink(missing_ok=True)
 
 
 def _move_in(stage: Path, folder: Path) -> None:

@@ -32,8 +32,9 @@ _HEADS = {
     "Depth": "a depth model",
 }
 _DETECTORS = ("Detect", "v10Detect")
+DETR = "RTDETRDecoder"
 # The Segment head is a Detect with masks beside: it gives boxes, scores and features, so it can teach.
-_TEACHERS = (*_DETECTORS, "Segment", "Segment26")
+_TEACHERS = (*_DETECTORS, "Segment", "Segment26", DETR)
 
 
 def refuse_wrapped(model: nn.Module, path: str | Path, role: str) -> None:
@@ -61,7 +62,12 @@ def refuse_wrong_kind(model: nn.Module, path: str | Path, role: str) -> None:
     if kind not in (_TEACHERS if role == "teacher" else _DETECTORS):
         what = _HEADS.get(kind, f"a model with the head {kind}, which yolokd does not know")
         able = "a detector or a segmenter" if role == "teacher" else "a detector"
-        raise UserError(f"{role}={path} is {what}.", f"The {role} must be {able} of YOLOv8, v9, v10, 11, 12 or 26.")
+        detr = ", or an RT-DETR" if role == "teacher" else ""
+        raise UserError(
+            f"{role}={path} is {what}.", f"The {role} must be {able} of YOLOv8, v9, v10, 11, 12 or 26{detr}."
+        )
+    if kind == DETR:  # nothing of it is lost when it is fused
+        return
     if getattr(head, "cv2", None) is None or (role == "student" and tasks.BaseModel.is_fused(model)):
         raise UserError(
             f"{role}={path} was saved fused, for inference: a part that training needs is gone.",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import unset_deterministic, unwrap_model
 
 from yolokd.predictions import Assigned, Predictions
 
@@ -19,6 +19,7 @@ __all__ = [
     "freeze",
     "plain_optimizer",
     "settle_rate",
+    "unset_deterministic",
     "unwrap_model",
 ]
 

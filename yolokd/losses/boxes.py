@@ -22,7 +22,8 @@ class _Answers(NamedTuple):
     student_box: Tensor  # (K, 4) pixels
     teacher_box: Tensor
     strides: Tensor  # (K,) pixels
-    weight: Tensor  # (K,) 0 where the teacher's box is the worse one
+    weight: Tensor  # (K,) 0 where the teacher's box is the worse one, or it has a word on no edge
+    edges: Tensor  # (K, 4) 1 where the teacher has a word on the edge, else 0
 
     @classmethod
     def gather(cls, name: str, student: Predictions, teacher: Predictions, assigned: Assigned) -> _Answers:
@@ -51,8 +52,15 @@ class _Answers(NamedTuple):
             truth = assigned.boxes[image, anchor]
             # Without a ground truth (images without labels) there is nothing to judge the teacher by.
             gate = ~assigned.foreground[image, anchor] | (iou(t_box, truth) >= iou(s_box, truth))
-            weight = assigned.weight[image, anchor] * gate
-        return cls(s, t, s_distances, t_distances, s_box, t_box, strides, weight)
+            edges = torch.ones_like(t_distances)
+            if teacher.edges is not None:
+                edges = teacher.edges[image, :, anchor].float()
+            weight = assigned.weight[image, anchor] * gate * edges.amax(1)
+        return cls(s, t, s_distances, t_distances, s_box, t_box, strides, weight, edges)
+
+    def over_edges(self, terms: Tensor) -> Tensor:
+        """The mean over the edges that the teacher has a word on: ``(K, 4)`` to ``(K,)``."""
+        return (terms * self.edges).sum(1) / self.edges.sum(1).clamp(min=1)
 
 
 class LocalizationKD(nn.Module):
@@ -69,14 +77,20 @@ class LocalizationKD(nn.Module):
     a teacher that is wrong about a box would argue with the detection loss. The form for heads without common bins is
     ours: L1 of the expected distances in units of the teacher's mean box side, plus 1 - IoU.
 
+    Of a teacher that has no word on some edges (``teacher.edges``: clipped by augmentation, or out of the student's
+    reach) the others are averaged. Gate and IoU go by the whole box: a clipped edge is where the student's should be,
+    only how sure the teacher is of it is not known.
+
     Args:
         temperature: softens both distributions; the loss is scaled by its square. Not used without common bins.
 
     Shape:
         student.boxes: ``(B, 4 * reg_max, A)`` raw logits, edges in (left, top, right, bottom) order.
         teacher.boxes: the same, or with another reg_max.
+        teacher.edges: ``(B, 4, A)`` bool; None counts all.
         assigned.weight: ``(B, A)``, not negative, 0 on background.
-        return: ``()``, nats an edge with common bins, else dimensionless; float32; 0 where every weight is 0.
+        return: ``()``, nats an edge with common bins, else dimensionless; float32; 0 where every weight is 0
+            or no edge counts.
 
     Raises:
         ValueError: no boxes, another number of anchors, or a temperature that is not positive.
@@ -97,19 +111,19 @@ class LocalizationKD(nn.Module):
         """See the class."""
         at = _Answers.gather("box", student, teacher, assigned)
         if student.reg_max == teacher.reg_max > 1:
-            term = self._divergence(at.student, at.teacher, student.reg_max)
+            term = at.over_edges(self._divergence(at.student, at.teacher, student.reg_max))
         else:
             sides = at.teacher_box[:, 2:] - at.teacher_box[:, :2]
             side = (sides / at.strides[:, None]).mean(1).clamp(min=1)  # strides
-            distance = (at.student_distances - at.teacher_distances).abs().mean(1)
+            distance = at.over_edges((at.student_distances - at.teacher_distances).abs())
             term = distance / side + 1 - iou(at.student_box, at.teacher_box)
         return (at.weight * term).sum() / assigned.normalizer
 
     def _divergence(self, student: Tensor, teacher: Tensor, reg_max: int) -> Tensor:
-        """KL(teacher || student) a bin distribution, mean of the four edges: ``(K, 4 * reg_max)`` to ``(K,)``."""
+        """KL(teacher || student) of the bin distributions: ``(K, 4 * reg_max)`` to ``(K, 4)``, an edge each."""
         s = (student.view(-1, 4, reg_max) / self.temperature).log_softmax(-1)
         t = (teacher.view(-1, 4, reg_max) / self.temperature).log_softmax(-1)
-        return F.kl_div(s, t, reduction="none", log_target=True).sum(-1).mean(1) * self.temperature**2
+        return F.kl_div(s, t, reduction="none", log_target=True).sum(-1) * self.temperature**2
 
 
 class BoxIoUKD(nn.Module):
@@ -128,9 +142,13 @@ class BoxIoUKD(nn.Module):
     truth at least as well as the student's (without gradient; no such gate on images without labels). A box turned
     inside out, which a head without bins can say, counts as one without area.
 
+    A box counts whole where the teacher has a word on one of its edges (``teacher.edges``): where augmentation has
+    clipped it, the clipped edge is where the student's should be.
+
     Shape:
         student.boxes: ``(B, 4 * reg_max, A)`` raw logits, edges in (left, top, right, bottom) order.
         teacher.boxes: the same, or with another reg_max.
+        teacher.edges: ``(B, 4, A)`` bool; None counts all.
         assigned.weight: ``(B, A)``, not negative, 0 on background.
         return: ``()``, dimensionless, float32, from 0 to 2; 0 where every weight is 0. Two equal boxes give 0, to
             rounding, from a pixel upwards, and about ``1e-7 / area`` below, at most 1: Ultralytics' guard against a

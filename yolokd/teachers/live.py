@@ -15,6 +15,7 @@ from yolokd.compat.training import branches, freeze
 from yolokd.errors import UserError
 from yolokd.predictions import HeadInfo, Hidden, Predictions
 
+LARGER = "teacher_img"  # key of the batch: the same images at teacher_imgsz, where that is set
 _OUTPUTS = {"scores": "class scores", "boxes": "boxes", "feats": "features"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,6 +72,7 @@ class LiveTeacher:
         self.name = name
         self.info = head_info(model)
         self._model = freeze(model).to(device).to(memory_format=torch.channels_last)
+        self._run: Any = self._model
         self._tap: LayerTap | None = None
         self._depth: int | None = None
         self.dtype = torch.float32
@@ -93,6 +95,11 @@ class LiveTeacher:
         self._tap = LayerTap(self._model, layers) if layers else None
         self._depth = depth
 
+    def compile(self) -> None:
+        """Run the network through torch.compile from now on; its first answers take long."""
+        if self._run is self._model:
+            self._run = torch.compile(self._model)
+
     @property
     def model(self) -> nn.Module:
         """The frozen network."""
@@ -100,11 +107,11 @@ class LiveTeacher:
         return network
 
     def __call__(self, batch: Mapping[str, Any]) -> Predictions:
-        """Run the teacher on ``batch["img"]``, ``(B, 3, H, W)`` in [0, 1].
+        """Run the teacher on ``batch["img"]``, ``(B, 3, H, W)`` in [0, 1], or on the larger images where it has some.
 
         Not in inference mode: a tensor made there cannot be saved for the backward pass of a loss.
         """
-        return self.forward(batch["img"])
+        return self.forward(batch.get(LARGER, batch["img"]))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Predictions:
@@ -112,7 +119,7 @@ class LiveTeacher:
         images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
         # Autocast would convert again what is in the wanted precision already.
         with torch.autocast(images.device.type, enabled=False):
-            said = branches(self._model(images))[0]
+            said = branches(self._run(images))[0]
         return replace(
             said,
             taps=self._tap.take() if self._tap is not None else None,
@@ -131,12 +138,14 @@ def refuse_not_finite(predictions: Predictions, teacher: Teacher) -> None:
     Raises:
         UserError: some do.
     """
-    broken = [said for name, said in _OUTPUTS.items() if not _finite(getattr(predictions, name))]
+    found = predictions.detections
+    seen = predictions if found is None else replace(predictions, scores=found.scores, boxes=found.boxes)
+    broken = [said for name, said in _OUTPUTS.items() if not _finite(getattr(seen, name))]
     if not broken:
         return
     # A checkpoint with NaN in it is broken; one without may only be too narrow a number format.
-    dtype = teacher.dtype if isinstance(teacher, LiveTeacher) else torch.float32
-    low = isinstance(teacher, LiveTeacher) and dtype != torch.float32 and _finite(teacher.model.state_dict().values())
+    dtype, model = getattr(teacher, "dtype", torch.float32), getattr(teacher, "model", None)
+    low = model is not None and dtype != torch.float32 and _finite(model.state_dict().values())
     raise UserError(
         f"teacher={teacher.name}: its {' and '.join(broken)} hold NaN or Inf on training images"
         + (f" in {str(dtype).removeprefix('torch.')}." if low else "."),
