@@ -116,7 +116,11 @@ def test_what_is_no_number_among_detections_is_named(said: Predictions, broken: 
     assert "Take another checkpoint" in caught.value.remedy  # there are no weights that a lower precision spoilt
 
 
-def test_sane_and_no_detections_pass() -> None:
-    refuse_not_finite(detections(), Sane())  # type: ignore[arg-type]
-    none = SoftDetections(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0).long(), torch.zeros(0, 4).bool())
-    refuse_not_finite(Predictions(None, None, None, detections=none), Sane())  # type: ignore[arg-type]
+def test_no_detections_pass_and_hide_no_nan_beside_them() -> None:
+    found = SoftDetections(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0).long(), torch.zeros(0, 4).bool())
+    feats = torch.zeros(1, 2, 2, 2)
+    said = Predictions(None, None, (feats,), detections=found)
+    refuse_not_finite(said, Sane())  # type: ignore[arg-type]
+    feats[0, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"its features hold NaN"):  # the features alone
+        refuse_not_finite(said, Sane())  # type: ignore[arg-type]
