@@ -1,6 +1,8 @@
-"""Sum up the CSVs of aquarium.py and losses.py: mean an arm, its paired difference to plain, a 95 % t interval.
+"""Sum up the CSVs of aquarium.py, losses.py and replay.py: mean an arm, paired differences, a 95 % t interval.
 
-python examples/benchmarks/summary.py examples/benchmarks/results/aquarium.csv[,results/losses.csv] [column]
+python examples/benchmarks/summary.py examples/benchmarks/results/aquarium.csv[,results/losses.csv] [column] [against]
+
+``against`` is the arm with which the others are compared, seed by seed: plain, or say native.
 """
 
 import csv
@@ -11,16 +13,18 @@ from pathlib import Path
 T95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # two-sided 95 % t quantiles by number of seeds
 
 
-def main(tables: str, column: str = "both_map") -> None:
+def main(tables: str, column: str = "both_map", against: str = "plain") -> None:
     runs: dict[str, dict[str, float]] = {}
     for table in tables.split(","):
         for row in csv.DictReader(Path(table).read_text(encoding="utf-8").splitlines()):
             runs.setdefault(row["arm"], {})[row["seed"]] = 100 * float(row[column])
     for arm, by_seed in runs.items():
-        shared = sorted(set(by_seed) & set(runs["plain"]))
-        gains = [by_seed[seed] - runs["plain"][seed] for seed in shared]
+        shared = sorted(set(by_seed) & set(runs[against]))
+        if not shared:  # no seed in common
+            continue
+        gains = [by_seed[seed] - runs[against][seed] for seed in shared]
         line = f"{arm:16} {len(by_seed)} seed(s)  mean {statistics.mean(by_seed.values()):5.1f}"
-        line += f"  to plain {statistics.mean(gains):+.2f} ({', '.join(f'{gain:+.2f}' for gain in gains)})"
+        line += f"  to {against} {statistics.mean(gains):+.2f} ({', '.join(f'{gain:+.2f}' for gain in gains)})"
         if len(gains) in T95:
             half = T95[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
             line += f"  95 % interval {statistics.mean(gains) - half:+.2f} to {statistics.mean(gains) + half:+.2f}"

@@ -44,6 +44,18 @@ def test_inside_ultralytics(toy_teacher: Path, toy_student: Path, toy_data: Path
     assert recipe["losses"] == {"cls": 0.5, "box": 5.0}
 
 
+def test_ensemble(
+    toy_teacher: Path, lively: Path, toy_student: Path, toy_data: Path, runs_here: Path, capsys: Any
+) -> None:
+    together = f"{toy_teacher},{lively}"
+    run("ensemble.py", together, toy_student, toy_data, 1, 64)
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines() if line.startswith("mAP50-95")]
+    assert [line[2] for line in lines] == ["no teacher", str(toy_teacher), str(lively), together]
+    columns = (runs_here / "detect/ensemble-4/results.csv").read_text().splitlines()[0]
+    assert "train/kd_cls_loss" in columns
+    assert "kd_" not in (runs_here / "detect/ensemble/results.csv").read_text()
+
+
 def test_step_time(capsys: Any) -> None:
     run("benchmarks/step_time.py", "teacher=yolo11s.yaml", "imgsz=64", "batch=2", "rounds=1", "device=cpu")
     said = capsys.readouterr().out
@@ -86,6 +98,13 @@ def test_summary_of_the_stored_results(capsys: Any) -> None:
     assert "5 seed(s)" in lines["strong-cwd3"]
     assert "95 % interval" in lines["strong-cwd3"]
     assert "+1.43 (+1.74, +1.12)" in lines["at@0.3"]  # .2994 - .282, .3 - .2888
+
+
+def test_summary_against_another_arm(capsys: Any) -> None:
+    run("benchmarks/summary.py", EXAMPLES / "benchmarks/results/aquarium.csv", "both_map50", "native")
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "to native +0.00 (+0.00, +0.00, +0.00, +0.00, +0.00)" in lines["native"]
+    assert "to native" in lines["plain"]
 
 
 def test_loss_cost(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
