@@ -2,6 +2,7 @@
 
 python examples/benchmarks/step_time.py teacher=yolo11x.yaml student=yolo11n.yaml imgsz=320 batch=8 rounds=15
 A YAML gets random weights: speed and memory do not depend on them. Threads: OMP_NUM_THREADS, or threads=2.
+every=4 adds an arm, `seldom`, in which the teacher is asked in every fourth step (teacher_every=).
 losses=cls,box,pkd times other losses than the default ones; what each costs by itself tells loss_cost.py.
 data=DATA.yaml adds two arms that also read and augment their images: `loaded`, a plain step, and `replay`, one under
 the answers that the teacher has stored (teacher_cache=). Give a teacher with weights then: a random one sees nothing,
@@ -43,7 +44,8 @@ from yolokd.teachers.panel import Panel
 from yolokd.teachers.view import View
 from yolokd.trainer import DistillationTrainer
 
-Step = Callable[[], None]
+Step = Callable[[], object]
+EVERY = "seldom"  # the arm of which one call is as many steps as every= says
 
 
 def made_up_batch(imgsz: int, batch: int, device: torch.device, objects: int = 8) -> dict[str, torch.Tensor]:
@@ -98,7 +100,7 @@ def losses_of(names: Mapping[str, float], student: nn.Module, live: LiveTeacher,
 
 
 def criterion_of(
-    student: nn.Module, live: LiveTeacher, losses: nn.ModuleDict, depth: int | None
+    student: nn.Module, live: LiveTeacher, losses: nn.ModuleDict, depth: int | None, every: int = 1
 ) -> DistillationCriterion:
     """The criterion as the trainer builds it, without the steps in which gradients are measured."""
     gains, info = {name: LOSSES[name].gain for name in losses}, head_info(student)
@@ -112,11 +114,12 @@ def criterion_of(
         Balance(None, gains),
         taps=StudentTaps(student, (), depth),
         watch=False,
+        every=every,
     )
 
 
 def arms(
-    teacher: str, student: str, batch: dict[str, torch.Tensor], precision: str, names: Mapping[str, float]
+    teacher: str, student: str, batch: dict[str, torch.Tensor], precision: str, names: Mapping[str, float], every: int
 ) -> dict[str, Step]:
     """One step function an arm, and the bare forward pass of the fused teacher."""
     device, amp, imgsz = batch["img"].device, batch["img"].is_cuda, batch["img"].shape[-1]
@@ -135,13 +138,16 @@ def arms(
         step()
         ours.criterion.watch = False
 
+    seldom = student_of(student, imgsz, device)
+    seldom.criterion = criterion_of(seldom, live, losses, entry_depth(losses), every)
+    rare = step_of(seldom, list(losses.parameters()), batch, amp)
     return {
         "plain": step_of(student_of(student, imgsz, device), [], batch, amp),
         "native": step_of(native, [], batch, amp),
         "yolokd": step,
         "watched": watched,
-        "teacher": lambda: (live.forward(batch["img"]), None)[1],
-    }
+        "teacher": lambda: live.forward(batch["img"]),
+    } | ({EVERY: lambda: [rare() for _ in range(every)]} if every > 1 else {})
 
 
 def replayed_losses(names: Mapping[str, float]) -> dict[str, float]:
@@ -189,7 +195,9 @@ def loading_arms(
     return steps
 
 
-def measure(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
+def measure(
+    steps: Mapping[str, Step], rounds: int, device: torch.device, every: int = 1
+) -> dict[str, dict[str, float]]:
     """Seconds a step; the arms take turns, so that what else the machine does hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     peak: dict[str, float] = {}
@@ -204,7 +212,7 @@ def measure(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[s
                 torch.cuda.synchronize()
                 peak[name] = torch.cuda.max_memory_allocated() / 2**30
             if turn >= 2:  # two rounds to warm up
-                times[name].append(time.perf_counter() - start)
+                times[name].append((time.perf_counter() - start) / (every if name == EVERY else 1))
     return {
         name: {"median": statistics.median(t), "min": min(t), "max": max(t)}
         | ({"peak_gib": peak[name]} if name in peak else {})
@@ -220,7 +228,10 @@ def report(found: dict[str, dict[str, float]], device: torch.device) -> None:
     print(f"native/yolokd {native / ours:.2f}   yolokd/(plain + teacher) {ours / (plain + teacher):.2f}")
     print(f"native/plain {native / plain:.2f}   yolokd/plain {ours / plain:.2f}")
     print(f"watched/yolokd {found['watched']['median'] / ours:.2f}")
+    if EVERY in found:
+        print(f"{EVERY}/plain {found[EVERY]['median'] / plain:.2f}")
     if "replay" in found:
+        print(f"native/(yolokd by replay) {native / found['replay']['median']:.2f}   (loading included here only)")
         print(f"replay/loaded {found['replay']['median'] / found['loaded']['median']:.2f}   (at most 1.05)")
     if device.type == "cpu":  # one process, so one number for all arms
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -231,7 +242,7 @@ def settings(*options: str) -> dict[str, str]:
     """What was asked for, with the defaults."""
     asked = {"teacher": "yolo11x.yaml", "student": "yolo11n.yaml", "imgsz": "320", "batch": "8", "rounds": "15"}
     asked |= {"device": "cuda" if torch.cuda.is_available() else "cpu", "precision": "auto", "threads": "", "out": ""}
-    asked |= {"data": "", "workers": "0"}
+    asked |= {"data": "", "workers": "0", "every": "1"}
     asked |= dict(option.split("=", 1) for option in options)
     if asked["threads"]:
         torch.set_num_threads(int(asked["threads"]))
@@ -264,10 +275,10 @@ def main(*options: str) -> None:
     device = torch.device(asked["device"])
     with checkpoints(asked) as (teacher, student), tempfile.TemporaryDirectory() as folder:
         batch = made_up_batch(int(asked["imgsz"]), int(asked["batch"]), device)
-        steps = arms(teacher, student, batch, asked["precision"], names)
+        steps = arms(teacher, student, batch, asked["precision"], names, int(asked["every"]))
         if asked["data"]:
             steps |= loading_arms(teacher, student, asked, names, folder)
-        found = measure(steps, int(asked["rounds"]), device)
+        found = measure(steps, int(asked["rounds"]), device, int(asked["every"]))
     print(yaml.safe_dump(asked, sort_keys=False))
     report(found, device)
     write(asked, found)

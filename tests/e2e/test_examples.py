@@ -57,10 +57,21 @@ def test_ensemble(
 
 
 def test_step_time(capsys: Any) -> None:
-    run("benchmarks/step_time.py", "teacher=yolo11s.yaml", "imgsz=64", "batch=2", "rounds=1", "device=cpu")
+    run("benchmarks/step_time.py", "teacher=yolo11s.yaml", "imgsz=64", "batch=2", "rounds=1", "device=cpu", "every=2")
     said = capsys.readouterr().out
     assert "native/yolokd" in said
+    assert "seldom/plain" in said
     assert "yolokd/(plain + teacher)" in said
+
+
+def test_teacher_time(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    sizes = ("imgsz=64", "batch=2", "rounds=1", "device=cpu")
+    run("benchmarks/teacher_time.py", "teacher=yolo11n.yaml", "ways=unfused,fp32,bf16,onnx", *sizes)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
+    assert [line.split()[0] for line in lines] == ["unfused", "fp32", "bf16", "onnx"]
+    assert "1.00 times" in lines[0]
 
 
 def test_step_time_with_loading(lively: Path, toy_data: Path, tmp_path: Path, capsys: Any) -> None:
