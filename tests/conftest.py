@@ -12,6 +12,10 @@ os.environ["YOLO_OFFLINE"] = "True"
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="yolokd-test-settings-"))
 os.environ.setdefault("MPLBACKEND", "Agg")
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # `pytest -n auto`: each process has its own settings, and one core
+    os.environ["YOLO_CONFIG_DIR"] = str(Path(os.environ["YOLO_CONFIG_DIR"], worker))
+    Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import cv2
 import numpy as np

@@ -23,7 +23,7 @@ SHORT = {
     "checks": ["imgsz=64", "device=cpu"],
     "cache": ["imgsz=64", "device=cpu"],
 }
-IN_CI = {"pip install -e . && yolokd demo", 'pip install -e ".[dev]" && pytest'}
+IN_CI = {"pip install -e . && yolokd demo", 'pip install -e ".[dev]" && pytest -n auto'}
 
 
 @pytest.fixture(scope="module")
