@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import ANCHORS, assignment, grid, predictions
-from yolokd.compat.boxes import decode
+from yolokd.compat.boxes import decode, encode
 from yolokd.losses.boxes import LocalizationKD
 from yolokd.losses.logits import ClassificationKD
 from yolokd.matching import match_positives
@@ -121,3 +121,36 @@ def test_matched_without_a_positive_with_edges() -> None:
     _, theirs, _ = match_positives(predictions(1), replace(teacher(), edges=edges), assignment(1, foreground=()))
     assert theirs.edges is not None
     assert theirs.edges.shape == (1, 4, 0)
+
+
+def detections(box: list[float], sure: list[float]) -> Predictions:
+    """A teacher that has one detection, given to the anchor ANSWER, and says nothing elsewhere."""
+    scores = torch.full((1, 2, ANCHORS), -11.0)
+    scores[0, :, ANSWER] = torch.tensor(sure)
+    anchors, strides = grid()
+    boxes = torch.zeros(1, 4, ANCHORS)
+    boxes[0, :, ANSWER] = encode(torch.tensor([box]), anchors[[ANSWER]], strides[[ANSWER]])[0]
+    edges = torch.zeros(1, 4, ANCHORS, dtype=torch.bool)
+    edges[0, :, ANSWER] = True
+    return Predictions(scores, boxes, None, edges=edges)
+
+
+def test_a_detection_of_the_object_is_its_answer() -> None:
+    found = detections([8, 8, 24, 22], [-9.0, 2.0])
+    _, theirs, assigned = match_positives(predictions(1, reg_max=1), found, assignment(1, foreground=(POSITIVE,)))
+    assert theirs.scores is not None
+    assert theirs.scores[0, :, 0].tolist() == [-9.0, 2.0]
+    assert assigned.weight.shape == (1, 1)
+
+
+@pytest.mark.parametrize("box", [[16, 16, 30, 30], [0.0, 0, 4, 4]], ids=["a neighbour", "far away"])
+def test_an_object_that_the_teacher_has_not_detected_is_not_taught(box: list[float]) -> None:
+    # Its nearest detection is a sure one of another class.
+    ours, theirs, assigned = match_positives(
+        predictions(1, reg_max=1), detections(box, [3.0, -9.0]), assignment(1, foreground=(POSITIVE,))
+    )
+    assert ours.scores is not None
+    assert ours.scores.shape == (1, 2, 0)
+    assert assigned.labels.shape == (1, 0)
+    assert ClassificationKD()(ours, theirs, assigned).item() == 0
+    assert LocalizationKD()(ours, theirs, assigned).item() == 0

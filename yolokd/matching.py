@@ -10,6 +10,9 @@ from torch import Tensor
 from yolokd.compat.boxes import decode, encode, expected_distances, iou
 from yolokd.predictions import Assigned, Predictions
 
+# Detections that a teacher gives instead of a grid are about an object from this overlap on.
+ANSWERED = 0.5
+
 
 def match_positives(
     student: Predictions, teacher: Predictions, assigned: Assigned
@@ -18,11 +21,13 @@ def match_positives(
 
     A one-to-one branch answers each object at a single anchor and says "nothing" at all the others, neighbours
     included. An anchor-wise soft target would teach it the dense teacher's duplicates. So only its positives are
-    taught, an object at a time: the teacher may have answered that object at another anchor.
+    taught, an object at a time: the teacher may have answered that object at another anchor. Where the teacher speaks
+    of single detections (it has ``edges``), an object that none of them overlaps by ``ANSWERED`` is left to the
+    detection loss: the nearest detection is about another object.
 
     Args:
         student: the one-to-one predictions, B images and A anchors.
-        teacher: dense predictions on the same anchors, scores in the student's class space.
+        teacher: predictions on the same anchors, scores in the student's class space.
         assigned: the one-to-one assignment.
 
     Returns:
@@ -35,21 +40,24 @@ def match_positives(
     if student.scores is None or student.boxes is None or teacher.boxes is None:
         raise ValueError("the one-to-one branch needs the student's scores and boxes, and the teacher's boxes")
     image, anchor = assigned.foreground.nonzero(as_tuple=True)
-    truth, label = assigned.boxes[image, anchor], assigned.labels[image, anchor]
-    points, strides = assigned.anchors[anchor], assigned.strides[anchor]
     with torch.no_grad():
-        sure = _confidence(teacher, image, label)
+        sure = _confidence(teacher, image, assigned.labels[image, anchor])
         if teacher.edges is not None:  # an anchor where the teacher has no word is nobody's answer
             sure = sure * teacher.edges.any(1)[image]
+        truth = assigned.boxes[image, anchor]
         best, boxes = _best_answers(teacher.boxes.float(), sure, assigned, image, truth)
+        if teacher.edges is not None:
+            heard = (iou(boxes, truth) >= ANSWERED) & teacher.edges[image, :, best].any(1)
+            image, anchor, best, boxes = image[heard], anchor[heard], best[heard], boxes[heard]
+        points, strides = assigned.anchors[anchor], assigned.strides[anchor]
         distances = encode(boxes, points, strides)
         # Without a shared class the boxes alone are taught.
         scores = None if teacher.scores is None else teacher.scores[image, :, best].float().T[None]
     weight = assigned.weight[image, anchor]
     gathered = replace(
         assigned,
-        labels=label[None],
-        boxes=truth[None],
+        labels=assigned.labels[image, anchor][None],
+        boxes=assigned.boxes[image, anchor][None],
         scores=assigned.scores[image, anchor][None],
         foreground=assigned.foreground[image, anchor][None],
         gt_index=assigned.gt_index[image, anchor][None],

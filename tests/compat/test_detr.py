@@ -63,7 +63,11 @@ def test_the_queries_are_those_that_ultralytics_decodes(model: RTDETRDetectionMo
 
 
 def test_the_decoder_stays_in_float32(model: RTDETRDetectionModel) -> None:
+    for p in model.model[-1].parameters():
+        p.data += torch.rand_like(p) * 1e-3  # many are round numbers, which bfloat16 holds
+    before = {name: p.clone() for name, p in model.model[-1].named_parameters()}
     lower_encoder(model, torch.bfloat16)
+    assert all(torch.equal(p, before[name]) for name, p in model.model[-1].named_parameters())
     with torch.no_grad():
         boxes, _ = queries(model(torch.rand(1, 3, 64, 64).bfloat16()), 64, 64)
     assert boxes.dtype == torch.float32

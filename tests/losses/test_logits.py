@@ -242,6 +242,21 @@ def test_softmax_on_the_one_to_one_branch_teaches_the_answer_to_the_object() -> 
     assert scores.grad.abs().sum((0, 1)).nonzero().flatten().tolist() == [5]
 
 
+def test_softmax_says_nothing_where_the_teacher_has_no_detection() -> None:
+    student, teacher = predictions(1), predictions(1, seed=1)
+    assert student.scores is not None
+    edges = torch.zeros(1, 4, ANCHORS, dtype=torch.bool)
+    edges[0, 2, 6] = True  # of the objects at anchors 5, 6 and 17
+    scores = student.scores.clone().requires_grad_()
+    seen = assignment(1)
+    value = SoftmaxKD()(replace(student, scores=scores), replace(teacher, edges=edges), seen)
+    alone = replace(assignment(1, foreground=(6,)), normalizer=seen.normalizer)
+    assert value.item() == pytest.approx(SoftmaxKD()(student, teacher, alone).item())
+    value.backward()
+    assert scores.grad is not None
+    assert scores.grad.abs().sum((0, 1)).nonzero().flatten().tolist() == [6]
+
+
 @pytest.mark.parametrize("temperature", [0, -1.0, math.nan, math.inf])
 def test_softmax_temperature_is_checked(temperature: float) -> None:
     with pytest.raises(ValueError, match=r"kd\.temperature is"):

@@ -23,6 +23,8 @@ from yolokd.teachers.spec import TeacherSpec, read_teachers, shares
         ("model.onnx:dog", [("model.onnx", ("dog",), "onnx")]),
         ("x_openvino_model/", [("x_openvino_model/", (), "openvino")]),
         ("x_openvino_model:dog", [("x_openvino_model", ("dog",), "openvino")]),
+        ("x_openvino_model/x.xml:dog", [("x_openvino_model/x.xml", ("dog",), "openvino")]),
+        ("myonnx", [("myonnx", (), "checkpoint")]),
         ("self", [("self", (), "self")]),
         ("self:levels", [("self", (), "levels")]),
         ("self.pt", [("self.pt", (), "checkpoint")]),
@@ -48,6 +50,13 @@ def test_read(text: str, specs: list[tuple[str, tuple[str, ...], str]]) -> None:
 def test_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         read_teachers(text)
+
+
+def test_a_path_may_have_a_comma(tmp_path: Path) -> None:
+    file = tmp_path / "a,b" / "t.pt"
+    file.parent.mkdir()
+    file.touch()
+    assert read_teachers(str(file)) == (TeacherSpec(str(file)),)
 
 
 def test_the_same_teacher_elsewhere() -> None:

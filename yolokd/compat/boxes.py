@@ -21,7 +21,8 @@ def expected_distances(boxes: Tensor) -> Tensor:
     if reg_max == 1:
         return boxes
     bins = torch.arange(reg_max, dtype=boxes.dtype, device=boxes.device)
-    return boxes.view(*boxes.shape[:-1], 4, reg_max).softmax(-1) @ bins
+    with torch.autocast(boxes.device.type, enabled=False):  # its products would be exact to a pixel or three only
+        return boxes.view(*boxes.shape[:-1], 4, reg_max).softmax(-1) @ bins
 
 
 def decode(distances: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ def _in_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def lower_encoder(model: Any, dtype: torch.dtype) -> None:
     """Convert what comes before the decoder of a frozen RT-DETR."""
-    model.to(dtype=dtype)
-    model.model[-1].float()
+    for layer in model.model[:-1]:  # not the whole and then the decoder back: its weights would have been rounded
+        layer.to(dtype=dtype)
 
 
 def queries(output: Any, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,8 @@ class SoftmaxKD(nn.Module):
     "Localization Distillation for Dense Object Detection", CVPR 2022, https://arxiv.org/abs/2102.12252. Departures:
     the softmax is over the classes that the teacher knows, of logits that were trained with a sigmoid each; only the
     anchors that count, weighted by the assignment's target score and divided by its sum, take part. An object of
-    a class that the teacher does not know is taught too: which of its own classes it resembles.
+    a class that the teacher does not know is taught too: which of its own classes it resembles. Where a teacher that
+    gives detections instead of a grid has none, it says nothing of the class, and its anchor does not count.
 
     The default temperature is 2, as in configurations published with Localization Distillation. A higher one suits
     few classes: with 80 of them, on two photographs, YOLOv8-s's highest class held .91 of the distribution at 2, .3 at
@@ -115,11 +116,12 @@ class SoftmaxKD(nn.Module):
         if teacher.scores.shape != expected:
             raise ValueError(f"scores of shape {expected} against {tuple(teacher.scores.shape)}")
         # Only the few anchors that count are gathered: K of B * A.
-        image, anchor = assigned.weight.nonzero(as_tuple=True)
+        weight = assigned.weight if teacher.edges is None else assigned.weight * teacher.edges.any(1)
+        image, anchor = weight.nonzero(as_tuple=True)
         s = student.scores[image, :, anchor].float()  # (K, C)
         t = teacher.scores.detach()[image, :, anchor].float()  # (K, M)
         if teacher.classes is not None:
             s = s[:, teacher.classes]
         s, t = ((logits / self.temperature).log_softmax(1) for logits in (s, t))
         divergence = F.kl_div(s, t, reduction="none", log_target=True).sum(1) * self.temperature**2
-        return (assigned.weight[image, anchor] * divergence).sum() / assigned.normalizer
+        return (weight[image, anchor] * divergence).sum() / assigned.normalizer

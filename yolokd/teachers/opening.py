@@ -51,6 +51,7 @@ def fingerprint(spec: TeacherSpec) -> str:
         return ""
     path = Path(spec.path)
     files = sorted(path.glob("*.*")) if path.is_dir() else [path]
+    files += [path.with_suffix(".bin")] if path.suffix == ".xml" else []  # OpenVINO keeps the weights beside it
     return "+".join(sha256(file) for file in files if file.suffix not in (".yaml", ".txt") or len(files) == 1)
 
 

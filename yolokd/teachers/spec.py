@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-_FILES = (".pt", ".onnx", "_openvino_model")  # what a colon with class names can follow
+_FILES = (".pt", ".onnx", "_openvino_model", ".xml")  # what a colon with class names can follow
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TeacherSpec:
             return "peer"
         if self.path == "self":
             return "levels" if self.levels else "self"
-        suffix = {"onnx": "onnx", "_openvino_model": "openvino"}
+        suffix = {".onnx": "onnx", "_openvino_model": "openvino", ".xml": "openvino"}
         return next((kind for end, kind in suffix.items() if self.path.rstrip("/\\").endswith(end)), "checkpoint")
 
     def __str__(self) -> str:
@@ -50,7 +50,8 @@ def read_teachers(text: str) -> tuple[TeacherSpec, ...]:
     Raises:
         ValueError: in words; an empty place, a class list without a class, ``self`` beside another teacher.
     """
-    specs = [_read(word.strip()) for word in str(text).split(",")]
+    words = [str(text)] if Path(str(text)).is_file() else str(text).split(",")  # a path may have a comma in it
+    specs = [_read(word.strip()) for word in words]
     if len(specs) > 1 and any(spec.path == "self" for spec in specs):
         raise ValueError("teacher=self cannot be one of several teachers")
     return tuple(specs)
