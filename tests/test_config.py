@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from yolokd.config import DistillConfig, build_config, check_against_epochs, split_keys
@@ -290,3 +291,42 @@ def test_what_an_exported_teacher_is_told_survives_every_form() -> None:
         build_config({"teacher": "t.pt", "teacher_names": ["a"]})
     with pytest.raises(UserError, match="has an empty place"):
         build_config({"teacher": "t.onnx", "teacher_names": "a,,b"})
+
+
+@pytest.mark.parametrize(
+    ("written", "device"),
+    [
+        (1, "cuda:1"),
+        ("1", "cuda:1"),
+        (0, "cuda:0"),
+        ("cuda", "cuda:0"),
+        ("CUDA:12", "cuda:12"),
+        (" cpu ", "cpu"),
+        ("mps:0", "mps"),
+        (torch.device("cuda", 1), "cuda:1"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_the_teachers_device(written: Any, device: str) -> None:
+    config = build_config({"teacher": "t.pt", "teacher_device": written})
+    assert config.teacher_device == device
+    assert DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert build_config(split_keys(yaml.safe_load(config.to_yaml()))[0]) == config
+    assert ("teacher_device" in config.to_yaml()) is bool(device)
+    if device:
+        assert str(torch.device(device)) == device
+    assert build_config({"teacher": "t.pt"}).teacher_device == ""
+
+
+@pytest.mark.parametrize("written", ["gpu", "cuda:", "cuda:-1", -1, "0,1", [0, 1], True, 1.5, "cuda:01", "cuda:300"])
+def test_what_is_no_device(written: Any) -> None:
+    error = refusal({"teacher_device": written})
+    assert error.problem == f"teacher_device={written} is not one device."
+    assert error.remedy == "Write teacher_device=1, cuda:1 or cpu; it is one for all."
+
+
+@pytest.mark.parametrize("teacher", ["self", "self:levels"])
+def test_a_student_that_teaches_itself_has_no_precision_of_its_own(teacher: str) -> None:
+    assert build_config({"teacher": teacher, "teacher_precision": "auto"}).teacher == teacher
+    assert refusal({"teacher": teacher, "teacher_precision": "bf16"}).remedy == "Leave out teacher_precision."

@@ -55,6 +55,11 @@ def test_near_misses(rows: list[ROW]) -> None:
     assert guard.factor(100) == 1
 
 
+def test_an_epoch_in_which_the_teacher_was_not_asked_is_nobodys_best() -> None:
+    rows: list[ROW] = [(0.3, {"a": 1.0}), (0.4, {}), (0.3, {"a": 0.5}), (0.3, {"a": 0.4})]
+    assert [bool(said) for said in run(Guard(2), rows)] == [False, False, True, False]
+
+
 def test_terms_are_compared_by_their_ratio() -> None:
     # sqrt(0.5 * 1.9) = 0.975: the small term's fall outweighs the large one's rise, though the sum grows.
     rows: list[ROW] = [(0.3, {"a": 0.01, "b": 100.0}), (0.2, {"a": 0.005, "b": 190.0})]

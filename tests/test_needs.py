@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers import head, panel, predictions
 from yolokd.config import DistillConfig, build_config
@@ -13,7 +14,9 @@ from yolokd.errors import UserError
 from yolokd.needs import (
     refuse_channels,
     refuse_classes,
+    refuse_device,
     refuse_grids,
+    refuse_pair,
     refuse_settings,
     servable,
     trial_losses,
@@ -294,3 +297,54 @@ def test_a_loss_on_features_needs_all_of_each_teacher() -> None:
     assert what_is_missing(("cls", "cwd"), replace(average, members=(whole, blind))) == {"cwd": ["feats"]}
     # The average has scores, but sl2 looks where each teacher sees something.
     assert what_is_missing(("cls", "sl2"), replace(average, members=(whole, dumb))) == {"sl2": ["scores"]}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "problem", "remedy"),
+    [
+        (
+            {"teacher_device": 1},
+            {},
+            "teacher_device=cuda:1 is not there: PyTorch sees cuda:0 here.",
+            "teacher_device=cpu",
+        ),
+        ({"teacher_device": "mps"}, {}, "teacher_device=mps is not there: PyTorch sees", "Name one that is"),
+        ({"teacher": "self"}, {}, "teacher=self is trained here and runs where", "Leave out teacher_device="),
+        ({"teacher": "self:levels"}, {}, "teacher=self:levels is trained here", "take another teacher"),
+        ({"teacher": "peer:a,peer:b"}, {}, "teacher=peer:a,peer:b is trained here", "take another teacher"),
+        ({}, {"device": "0,1"}, "teacher_device=cpu with device=0,1: each process has", "name one device"),
+        ({}, {"device": [0, 1]}, "teacher_device=cpu with device=0, 1: each process has", "name one device"),
+        ({}, {"device": (0, 1)}, "teacher_device=cpu with device=0, 1: each process has", "name one device"),
+        ({"teacher_cache": "answers"}, {}, "teacher_device= and teacher_cache= do not go together", "leave out"),
+    ],
+)
+def test_devices_that_cannot_serve(
+    ours: dict[str, Any], theirs: dict[str, Any], problem: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    asked = config("cls", **{"teacher_device": "cpu", **ours})
+    for check in (refuse_device, refuse_settings):
+        error = refusal(check, asked, theirs)
+        assert error.problem.startswith(problem)
+        assert remedy in error.remedy
+
+
+@pytest.mark.parametrize("theirs", [{}, {"device": 0}, {"device": None}, {"device": "cpu"}, {"device": (0,)}])
+def test_devices_that_serve(theirs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("", "cpu", 0, 1):
+        assert not refused(refuse_settings, config(teacher_device=device), theirs)
+    assert not refused(refuse_settings, config(), {"device": "0,1"})
+
+
+def test_a_file_that_computes_on_the_cpu_is_not_sent_to_a_gpu() -> None:
+    teacher = SimpleNamespace(info=head(), name="big.onnx", on_cpu=True)
+    seats = panel(teacher, head())  # type: ignore[arg-type]
+    error = refusal(refuse_pair, config(teacher_device=1), seats, head(), {"imgsz": 64}, 3)
+    assert error.problem == "teacher=big.onnx computes on the CPU here, and teacher_device=cuda:1 asks for a GPU."
+    assert "onnxruntime-gpu" in error.remedy
+    for device in ("", "cpu"):
+        assert not refused(refuse_pair, config(teacher_device=device), seats, head(), {"imgsz": 64}, 3)
+    teacher.on_cpu = False
+    assert not refused(refuse_pair, config(teacher_device=1), seats, head(), {"imgsz": 64}, 3)

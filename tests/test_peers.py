@@ -42,6 +42,7 @@ BOTH = "peers=yolo11n.yaml,yolov8n.yaml"
         ([BOTH, "via=a.pt"], "via= beside peers="),
         ([BOTH, "teacher_weights=1,2"], "teacher_weights= beside peers="),
         ([BOTH, "teacher_precision=bf16"], "teacher_precision= beside peers="),
+        ([BOTH, "teacher_device=cpu"], "teacher_device= beside peers="),
         ([BOTH, "class_map=a:b"], "class_map= beside peers="),
         ([BOTH, "losses=none"], "no peer would teach"),
         ([BOTH, "device=0,1"], "device=0,1"),

@@ -154,9 +154,11 @@ def test_checks_say_whether_the_teacher_is_worth_it(toy_teacher: Path, toy_stude
     assert "0.400" in better
     assert "WARNING" not in better
     assert report.memory in better
-    worse = checks_text(report, {"t.pt": 0.4}, 0.4)
+    worse = checks_text(report, {str(toy_teacher): 0.4}, 0.4)
     assert "WARNING: the teacher is not better" in worse
     assert finetune in worse
+    both = checks_text(report, {"a.pt": 0.4, "b.pt": 0.3}, 0.4)
+    assert f"yolo detect train model=a.pt data={toy_data} && yolo detect train model=b.pt data={toy_data}" in both
     fresh = checks_text(run(toy_teacher, "yolo11n.yaml", toy_data), {"t.pt": 0.4}, 0.0)
     assert "means nothing yet" in fresh
     assert "not better" not in fresh
@@ -164,7 +166,7 @@ def test_checks_say_whether_the_teacher_is_worth_it(toy_teacher: Path, toy_stude
 
 def test_checks_name_the_classes_that_the_teacher_lacks(toy_student: Path, toy_data: Path, tmp_path: Path) -> None:
     teacher = save_detector("yolov8n.yaml", tmp_path / "t.pt", {0: "red"})
-    text = checks_text(run(teacher, toy_student, toy_data), {"t.pt": 0.2}, 0.1)
+    text = checks_text(run(teacher, toy_student, toy_data), {str(teacher): 0.2}, 0.1)
     assert "does not know green, blue" in text
     assert f"yolo detect train model={teacher}" in text
 

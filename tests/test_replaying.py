@@ -104,6 +104,7 @@ def test_what_an_exported_teacher_is_told_makes_another_cache(tmp_path: Path) ->
         ({"teacher": "peer:one"}, "not of teacher=peer:one"),
         ({"taps": "4,6,10", "losses": "cls,cwd"}, "taps= and teacher_cache= do not go together"),
         ({"teacher_compile": True, "teacher_precision": "bf16"}, "teacher_compile= and teacher_precision= and"),
+        ({"teacher_device": "cpu"}, "teacher_device= and teacher_cache= do not go together"),
     ],
 )
 def test_what_cannot_be_stored(tmp_path: Path, ours: dict[str, Any], problem: str) -> None:

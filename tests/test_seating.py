@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from tests.conftest import NAMES
+from yolokd import seating
 from yolokd.compat.checkpoint import build_student, head_info
 from yolokd.config import build_config
 from yolokd.errors import UserError
-from yolokd.seating import fit_losses, open_panel
+from yolokd.seating import fit_losses, open_panel, teachers_device
+from yolokd.teachers.elsewhere import Elsewhere, bare
 from yolokd.teachers.live import LARGER, LiveTeacher
 from yolokd.teachers.opening import NOBODY
 from yolokd.teachers.panel import Panel
@@ -103,3 +105,32 @@ def test_without_classes_in_common_with_the_trained_ones(toy_teacher: Path, stud
     panel, _ = opened(student, str(toy_teacher), only={1})
     assert panel.views[0].class_map.pairs == {1: (1,)}
     assert replace(panel.views[0].match, whole=True) == panel.views[0].match
+
+
+def test_teachers_on_another_device(
+    toy_teacher: Path, toy_student: Path, student: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taps, the head's door and two teachers; what they say is what they say where the student is."""
+    text, keys = f"{toy_teacher},{toy_student}", {"losses": "cls,cwd,crosskd", "taps": "4:4"}
+    plain, _ = opened(student, text, teacher_device="cpu", **keys)
+    assert all(isinstance(view.teacher, LiveTeacher) for view in plain.views)  # that is where the student is
+    monkeypatch.setattr(seating, "teachers_device", lambda config, device: torch.device("cpu", 0))
+    there, _ = opened(student, text, **keys)
+    assert all(isinstance(view.teacher, Elsewhere) for view in there.views)
+    assert all(isinstance(bare(view.teacher), LiveTeacher) for view in there.views)
+    data = {"img": torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))}
+    there.begin(data)
+    for one, other in zip(plain.views, there.views, strict=True):
+        a, b = one(data), other(data)
+        assert torch.equal(a.scores, b.scores)  # type: ignore[arg-type]
+        assert torch.equal(a.taps[0], b.taps[0])  # type: ignore[index]
+        assert b.reenter is not None
+
+
+@pytest.mark.parametrize(
+    ("asked", "student", "place"),
+    [("", "cuda:1", "cuda:1"), ("cuda:1", "cuda:1", "cuda:1"), ("cuda:0", "cuda", "cuda"), ("cpu", "cuda:0", "cpu")],
+)
+def test_where_teachers_run(asked: str, student: str, place: str) -> None:
+    config = build_config({"teacher": "t.pt", "teacher_device": asked})
+    assert teachers_device(config, torch.device(student)) == torch.device(place)

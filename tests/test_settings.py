@@ -218,3 +218,30 @@ def test_a_student_that_teaches_itself_needs_no_file(tmp_path: Path, teacher: st
     other = "self" if teacher != "self" else "self:levels"
     with pytest.raises(UserError, match="this run began with"):
         settle({**asked, "teacher": other}, worker=False)
+
+
+def test_a_resumed_run_may_have_its_teacher_elsewhere(begun: Path) -> None:
+    asked = {"resume": str(begun / "last.pt")}
+    assert settle(asked, worker=False)[0].teacher_device == ""
+    config, sidecar, _ = settle({**asked, "teacher_device": "CPU"}, worker=False)
+    assert config.teacher_device == sidecar.config["teacher_device"] == "cpu"
+    sidecar.save(begun)  # as the next epoch does
+    assert settle(asked, worker=False)[0].teacher_device == "cpu"
+    for device, said in (("gpu", "is not one device"), (99, "teacher_device=cuda:99 is not there")):
+        with pytest.raises(UserError, match=said):
+            settle({**asked, "teacher_device": device}, worker=False)
+    with pytest.raises(UserError, match="each process has a teacher of its own"):
+        settle({**asked, "teacher_device": "cpu", "device": "0,1"}, worker=False)
+
+
+def test_a_resumed_run_may_have_another_precision(begun: Path) -> None:
+    asked = {"resume": str(begun / "last.pt")}
+    assert settle({**asked, "teacher_precision": "fp32"}, worker=False)[0].teacher_precision == "fp32"
+    with pytest.raises(UserError, match="teacher_precision=fp23 is not a precision"):
+        settle({**asked, "teacher_precision": "fp23"}, worker=False)
+
+
+def test_a_worker_is_told_where_its_teacher_runs() -> None:
+    config = build_config({**NEW, "teacher_device": 1})
+    with handed_down(config, Sidecar(config.to_dict(), "abc")):
+        assert settle({}, worker=True)[0].teacher_device == "cuda:1"

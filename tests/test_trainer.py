@@ -252,6 +252,18 @@ def test_classes_reach_the_class_map(toy_data: Path, toy_student: Path, toy_teac
     assert sorted(trainer.criterion.teachers.views[0].class_map.pairs) == [0, 2]
 
 
+@pytest.mark.parametrize("imgsz", ["64", [64, 64], (64, 32)])
+def test_sizes_as_ultralytics_takes_them(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path, imgsz: Any
+) -> None:
+    args = overrides(toy_data, toy_student, tmp_path, teacher=str(toy_teacher), imgsz=imgsz)
+    trainer = DistillationTrainer(overrides=args)
+    trainer._setup_train()
+    assert trainer.args.imgsz == 64
+    assert trainer.panel is not None
+    assert trainer.panel.whole
+
+
 @pytest.mark.parametrize(("size", "more"), [(128, {}), (96, {}), (128, {"multi_scale": 0.5})])
 def test_images_are_loaded_at_the_teachers_size_and_reduced_for_the_student(
     toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path, size: int, more: dict[str, Any]

@@ -42,7 +42,8 @@ from yolokd.trainer import RECIPE
 
 GENERATIONS = 1  # each costs a whole training
 # What may be said anew when a chain is resumed: where and how it runs, not what it trains.
-CHANGEABLE = {"trust", "teacher_precision", "data", "device", "batch", "workers", "cache", "plots", "save_period"}
+CHANGEABLE = {"trust", "data", "device", "batch", "workers", "cache", "plots", "save_period"}
+CHANGEABLE |= {"teacher_precision", "teacher_device"}
 
 
 def in_steps(asked: Mapping[str, Any]) -> bool:

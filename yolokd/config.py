@@ -18,6 +18,7 @@ from yolokd.values import (
     GUARD_PATIENCE,
     Problems,
     balance_share,
+    choice,
     class_names,
     count,
     exported_only,
@@ -25,6 +26,7 @@ from yolokd.values import (
     like,
     switch,
     tapped_layers,
+    teacher_device,
     teacher_weights,
 )
 
@@ -53,6 +55,7 @@ class DistillConfig:
         teacher_imgsz: side of the images that the teacher sees; None is the student's.
         teacher_cache: folder of stored answers that are replayed instead of asking the teacher; empty: it is asked.
         teacher_every: the teacher is asked in every so many-th step.
+        teacher_device: where the teacher runs, ``cuda:1`` or ``cpu``; empty is where the student does.
         teacher_compile: run the teacher through torch.compile.
         teacher_names: class names, in order, of an exported teacher that does not say them itself.
         teacher_boxes: how an exported teacher writes down its boxes; empty: it is found out.
@@ -85,6 +88,7 @@ class DistillConfig:
     teacher_imgsz: int | None = None
     teacher_cache: str = ""
     teacher_every: int = 1
+    teacher_device: str = ""
     teacher_compile: bool = False
     teacher_names: tuple[str, ...] = ()
     teacher_boxes: str = ""
@@ -148,31 +152,29 @@ def build_config(ours: Mapping[str, Any]) -> DistillConfig:
     problems = Problems()
     losses = _losses(ours, problems)
     options = _options(ours, losses, problems)
-    schedule = ours.get("schedule", "constant")
-    if schedule not in SCHEDULES:
-        problems.add(f"schedule={schedule} is not a schedule", f"Schedules are {' and '.join(SCHEDULES)}.")
-    precision = ours.get("teacher_precision", "auto")
-    if precision not in PRECISIONS:
-        problems.add(f"teacher_precision={precision} is not a precision", f"Precisions are {', '.join(PRECISIONS)}.")
     close, refine = count(ours, "kd_close", problems), count(ours, "refine_epochs", problems)
     if close and refine:
         problems.add("kd_close and refine_epochs both end distillation early", "Keep one of the two.")
     teacher = _teacher(ours, losses, problems)
+    precision = choice(ours, "teacher_precision", "precision", PRECISIONS, problems)
+    if teacher in ("self", "self:levels") and precision != "auto":
+        problems.add(f"teacher={teacher} computes as the student does", "Leave out teacher_precision.")
     config = DistillConfig(
         teacher=teacher,
         losses=losses,
         loss_options=options,
-        schedule=str(schedule),
+        schedule=choice(ours, "schedule", "schedule", SCHEDULES, problems),
         kd_close=close,
         refine_epochs=refine,
         balance=balance_share(ours, losses, problems),
         guard_patience=guard_patience(ours, problems),
         taps=tapped_layers(ours.get("taps"), losses, problems),
-        teacher_precision=str(precision),
+        teacher_precision=precision,
         teacher_weights=teacher_weights(ours, len(teacher.split(",")), problems),
         teacher_imgsz=count(ours, "teacher_imgsz", problems, "pixels") or None,
         teacher_cache=str(ours.get("teacher_cache") or ""),
         teacher_every=count(ours, "teacher_every", problems, "steps") or 1,
+        teacher_device=teacher_device(ours, problems),
         teacher_compile=switch(ours, "teacher_compile", problems),
         teacher_names=exported_only("teacher_names", ours, teacher, problems),
         teacher_boxes="".join(exported_only("teacher_boxes", ours, teacher, problems)),

@@ -125,6 +125,15 @@ class DistillationCriterion:
         """The gain of each loss at this moment."""
         return self.balance.gains
 
+    @property
+    def asks(self) -> bool:
+        """Whether the teachers will be asked about the next batch; in the other steps they rest."""
+        return self._factor > 0 and self._steps % self.every == 0
+
+    @property
+    def _factor(self) -> float:
+        return self.schedule(self.epoch) * self.guard.factor(self.epoch)
+
     def state(self) -> dict[str, Any]:
         """What a resumed run must know, beside the losses' parameters."""
         return {"balance": self.balance.state(), "guard": self.guard.state()}
@@ -158,8 +167,7 @@ class DistillationCriterion:
             one2one = None if one2one is None else take_levels(one2one, sizes, levels)
             assigned = [assigned_at(each, sizes, levels) for each in assigned]
         images = batch["img"].shape[0]
-        factor = self.schedule(self.epoch) * self.guard.factor(self.epoch)
-        asked = factor > 0 and self._steps % self.every == 0
+        factor, asked = self._factor, self.asks
         self.epoch, self._steps = self.epoch + self._step, self._steps + 1
         if asked:
             terms = self._distil(dense, one2one, batch, assigned)

@@ -57,6 +57,8 @@ class Guard:
         if self.patience is None or self._fading_from is not None or fitness is None or not math.isfinite(fitness):
             return None
         usable = {name: float(value) for name, value in losses.items() if 0 < value < math.inf}
+        if not usable:  # the teacher was not asked once: nothing that a later epoch could be compared with
+            return None
         if fitness > self._best:
             self._best, self._best_epoch, self._at_best = float(fitness), epoch, usable
             return None

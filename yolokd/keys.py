@@ -33,6 +33,7 @@ OUR_KEYS: dict[str, str] = {
     "guard_patience": "epochs without a better validation result, while distillation still improves, until it does",
     "taps": "layers of student and teacher instead of the pyramid for losses on features: 4,6,10 or 4:4,6:6,10:9",
     "teacher_precision": "arithmetic of the teacher: auto, fp32, bf16 or fp16",
+    "teacher_device": "where the teacher runs, if not with the student: 1 or cuda:1 for a second GPU, or cpu",
     "teacher_compile": "run the teacher through torch.compile (True, False)",
     "teacher_names": "class names, in order, of an .onnx teacher that does not say them: person,bicycle",
     "teacher_boxes": "how an .onnx teacher writes down boxes where that is unclear: xyxy, xywh, xyxyn or xywhn",

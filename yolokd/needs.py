@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from yolokd.classes import shorten
@@ -17,8 +18,10 @@ from yolokd.losses.each import of_each
 from yolokd.predictions import HeadInfo, Predictions
 from yolokd.replaying import cached_teacher
 from yolokd.seating import fit_losses
+from yolokd.teachers.elsewhere import bare, is_there
 from yolokd.teachers.live import LiveTeacher, Teacher
 from yolokd.teachers.panel import Panel
+from yolokd.teachers.spec import read_teachers
 
 
 def refuse_settings(config: DistillConfig, train_args: Mapping[str, Any]) -> None:
@@ -29,7 +32,7 @@ def refuse_settings(config: DistillConfig, train_args: Mapping[str, Any]) -> Non
         train_args: Ultralytics' train arguments; ``batch``, ``device`` and ``compile`` are looked at.
 
     Raises:
-        UserError: a batch too small for a loss; gradients to be balanced in a compiled student.
+        UserError: a batch too small for a loss; gradients to be balanced in a compiled student; see the others.
     """
     batch, ranks = train_args.get("batch", 16), len(str(train_args.get("device") or "").split(","))
     for name in config.losses:
@@ -43,11 +46,45 @@ def refuse_settings(config: DistillConfig, train_args: Mapping[str, Any]) -> Non
             )
     if config.teacher_cache:
         cached_teacher(config)
+    refuse_device(config, train_args)
     _refuse_sizes(config, train_args)
     if config.balance is not None and train_args.get("compile"):
         raise UserError(
             "balance= compares gradients inside the student, and a compiled one is a single step of autograd.",
             "Leave out compile=, or give each loss a gain and leave out balance=.",
+        )
+
+
+def refuse_device(config: DistillConfig, train_args: Mapping[str, Any]) -> None:
+    """Refuse a ``teacher_device=`` that is not there, or that has no meaning.
+
+    Args:
+        config: the validated settings.
+        train_args: Ultralytics' train arguments; ``device`` is looked at.
+
+    Raises:
+        UserError: PyTorch sees no such device; the teacher is bound to the student; there are several processes.
+    """
+    asked, device = config.teacher_device, str(train_args.get("device") or "").strip("[]() ,")
+    if not asked:
+        return
+    if config.teacher_cache:
+        cached_teacher(config)  # which says that no teacher runs
+    if any(spec.kind in ("self", "levels", "peer") for spec in read_teachers(config.teacher)):
+        raise UserError(
+            f"teacher={config.teacher} is trained here and runs where it is trained, not on teacher_device={asked}.",
+            "Leave out teacher_device=, or take another teacher.",
+        )
+    if "," in device:
+        raise UserError(
+            f"teacher_device={asked} with device={device}: each process has a teacher of its own on its own GPU.",
+            "Leave out teacher_device=, or name one device, e.g. device=0.",
+        )
+    if not is_there(torch.device(asked)):
+        seen = ", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count())) or "no GPU"
+        raise UserError(
+            f"teacher_device={asked} is not there: PyTorch sees {seen} here.",
+            "Name one that is, e.g. teacher_device=cpu; without the key the teacher runs where the student does.",
         )
 
 
@@ -91,12 +128,18 @@ def refuse_pair(
         channels: of the data's images.
 
     Raises:
-        UserError: see the three; or there is no network of its own to compile.
+        UserError: see the three; or there is no network of its own to compile, or none that can run elsewhere.
     """
-    if config.teacher_compile and not any(isinstance(view.teacher, LiveTeacher) for view in panel.views):
+    if config.teacher_compile and not any(isinstance(bare(view.teacher), LiveTeacher) for view in panel.views):
         raise UserError(
             f"teacher_compile= compiles a YOLO that is a network of its own, and teacher={config.teacher} is none.",
             "Leave out teacher_compile=.",
+        )
+    bound = [view.teacher.name for view in panel.views if getattr(view.teacher, "on_cpu", False)]
+    if bound and config.teacher_device not in ("", "cpu"):
+        raise UserError(
+            f"teacher={bound[0]} computes on the CPU here, and teacher_device={config.teacher_device} asks for a GPU.",
+            "Leave out teacher_device=; an ONNX file can use a GPU where onnxruntime-gpu is installed.",
         )
     refuse_grids(panel, student, config, train_args)
     refuse_classes(config, panel)

@@ -43,6 +43,7 @@ from yolokd.turns import Turns
 # They speak of a teacher, or of a student; a peer is both.
 _OF_OTHERS = ("student", "model", "class_map", *STEP_KEYS)
 _OF_PEERS_TOO = ("teacher_every",)
+_OF_A_TEACHER = {"teacher_precision", "teacher_device"}
 
 
 def begin_peers(asked: Mapping[str, Any]) -> Run:
@@ -81,7 +82,7 @@ def resume_peers(folder: Path, given: Mapping[str, Any]) -> Run:
         UserError: something there cannot be read, or a file that is still needed is missing or another one now.
     """
     chain = Chain.load(folder)
-    changes = {key: value for key, value in given.items() if key in CHANGEABLE - {"teacher_precision"}}
+    changes = {key: value for key, value in given.items() if key in CHANGEABLE - _OF_A_TEACHER}
     if ignored := sorted(set(given) - set(changes) - {"resume"}):
         LOGGER.warning(f"Resume ignores {', '.join(ignored)}: the peers go on with the settings they began with.")
     chain.settings |= written(changes)

@@ -29,7 +29,8 @@ from yolokd.errors import UserError
 from yolokd.losses.base import LOSSES
 from yolokd.needs import refuse_pair, refuse_settings, servable, trial_losses, without_features
 from yolokd.predictions import Pair
-from yolokd.seating import open_panel
+from yolokd.seating import open_panel, teachers_device
+from yolokd.teachers.elsewhere import bare
 from yolokd.teachers.live import LiveTeacher, resolve_precision
 from yolokd.teachers.opening import NOBODY, Networks, find_teacher
 from yolokd.teachers.panel import Panel
@@ -132,7 +133,7 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any], peers: Netwo
         *_pair_lines(panel, maps, adapters),
         *_tap_lines(config),
         *(f"{name} is left out: the teacher does not give what it needs" for name in without),
-        _cost_line(trial, slowdown, images.shape),
+        _cost_line(trial, slowdown, images.shape, teachers_device(config, device) != device),
     ]
     return Report(
         lines=[*lines, *(f"WARNING: {warning}" for warning in warnings)],
@@ -147,7 +148,7 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any], peers: Netwo
         memory=trial.memory,
         student_knows_data=knows_data,
         side=side,
-        judged=[view.teacher.name for view in panel.views if isinstance(view.teacher, LiveTeacher)],
+        judged=[view.teacher.name for view in panel.views if isinstance(bare(view.teacher), LiveTeacher)],
     )
 
 
@@ -182,7 +183,7 @@ def checks_text(report: Report, teacher_maps: Mapping[str, float], student_map: 
     if not teacher_maps:
         return "\n".join(lines)
     teacher_map = max(teacher_maps.values())
-    finetune = f"yolo detect train model={report.teacher} data={report.data}"
+    finetune = " && ".join(f"yolo detect train model={file} data={report.data}" for file in teacher_maps)
     unmapped = report.unmapped
     if unmapped:
         lines += [
@@ -239,7 +240,7 @@ def _arithmetic(
     bf16 = str(mixed).lower() == "bf16"
     on = cuda and (mixed is True or str(mixed).lower() in ("fp16", "bf16"))
     amp = (torch.bfloat16 if bf16 else torch.float16) if on else None
-    return device, resolve_precision(config.teacher_precision, device, on, bf16), amp
+    return device, resolve_precision(config.teacher_precision, teachers_device(config, device), on, bf16), amp
 
 
 def _pair_lines(panel: Panel, maps: list[ClassMap], adapters: int) -> list[str]:
@@ -271,9 +272,10 @@ def _tap_lines(config: DistillConfig) -> list[str]:
     return [f"taps: {there} at layers {layers} (student:teacher)" + (f"; {rest} at the pyramid" if rest else "")]
 
 
-def _cost_line(trial: Trial, slowdown: float, shape: tuple[int, ...]) -> str:
+def _cost_line(trial: Trial, slowdown: float, shape: tuple[int, ...], beside: bool) -> str:
+    most = "at most " if beside else ""  # tried one after the other, trained beside one another
     return (
-        f"a step takes about {slowdown:.1f} times as long as a plain one, losses not counted (measured: teacher "
+        f"a step takes {most}about {slowdown:.1f} times as long as a plain one, losses not counted (measured: teacher "
         f"{trial.teacher_seconds:.3f} s, student {trial.step_seconds:.3f} s, {shape[0]} images of {shape[-1]} px)"
     )
 

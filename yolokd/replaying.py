@@ -36,7 +36,8 @@ def cached_teacher(config: DistillConfig) -> TeacherSpec:
             f"teacher_cache= stores the answers of one teacher that stays as it is, not of teacher={config.teacher}.",
             "Name one file as teacher, or leave out teacher_cache=.",
         )
-    running = {"taps": config.taps, "teacher_compile": config.teacher_compile}
+    running: dict[str, Any] = {"taps": config.taps, "teacher_compile": config.teacher_compile}
+    running["teacher_device"] = config.teacher_device
     running["teacher_precision"] = config.teacher_precision not in ("auto", _PRECISION)
     if asked := [f"{key}=" for key, value in running.items() if value]:
         raise UserError(

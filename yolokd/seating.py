@@ -15,12 +15,19 @@ from yolokd.losses.each import build_for_all
 from yolokd.predictions import HeadInfo
 from yolokd.replaying import open_cache
 from yolokd.taps import entry_depth, tapped_pair
+from yolokd.teachers.elsewhere import Elsewhere, same_device
 from yolokd.teachers.live import Teacher
 from yolokd.teachers.opening import Networks, find_teacher, open_teacher, seat
 from yolokd.teachers.panel import Panel
 from yolokd.teachers.replay import ReplayTeacher
 from yolokd.teachers.spec import read_teachers
 from yolokd.teachers.view import View
+
+
+def teachers_device(config: DistillConfig, student: torch.device) -> torch.device:
+    """Where the teachers run: ``teacher_device=``, or the student's device."""
+    asked = torch.device(config.teacher_device) if config.teacher_device else student
+    return student if same_device(asked, student) else asked
 
 
 def open_panel(
@@ -39,7 +46,7 @@ def open_panel(
     Args:
         config: the validated settings.
         student: the student's head, with the classes of the data.
-        device: where the teachers run.
+        device: the student's; the teachers run there, too, unless ``teacher_device=`` names another.
         network: gives the network that ``teacher=self`` asks.
         peers: whom ``teacher=peer:NAME`` asks.
         only: Ultralytics' ``classes=``; None is all.
@@ -53,14 +60,17 @@ def open_panel(
     side = training_side(imgsz, student.strides)
     # What is replayed lies in the student's images already, whatever the teacher saw.
     larger = side if replay else config.teacher_imgsz or side
+    place = teachers_device(config, device)
     teachers: list[Teacher] = (
         [ReplayTeacher(open_cache(config, side), student.strides, specs[0].path)]
         if replay
         else [
-            open_teacher(spec, device, student, network, peers, larger, config.trust, **config.exported)
+            open_teacher(spec, place, student, network, peers, larger, config.trust, **config.exported)
             for spec in specs
         ]
     )
+    if place != device:
+        teachers = [Elsewhere(teacher, place) for teacher in teachers]
     return seat(
         specs,
         teachers,

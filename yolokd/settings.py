@@ -14,18 +14,20 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER
 from ultralytics.utils.files import get_latest_run
 
 from yolokd.compat.files import recover
-from yolokd.config import DistillConfig, build_config, check_against_epochs, split_keys
+from yolokd.config import PRECISIONS, DistillConfig, build_config, check_against_epochs, split_keys
 from yolokd.errors import UserError
+from yolokd.needs import refuse_device
 from yolokd.preflight import preflight, preflight_plain
 from yolokd.replaying import fill_from
 from yolokd.sidecar import Sidecar, load_sidecar
 from yolokd.teachers.opening import NOBODY, Networks, find_teacher, fingerprint
 from yolokd.teachers.spec import read_teachers
+from yolokd.values import Problems, choice, teacher_device
 
 # Our settings, what is to stand in distill.pt, and Ultralytics' keys.
 Settled: TypeAlias = tuple[DistillConfig, Sidecar, dict[str, Any]]
 _ENVIRONMENT = "YOLOKD_SETTINGS"  # how they reach the spawned workers of a multi-GPU run
-_CHANGEABLE = {"teacher", "teacher_cache", "trust", "teacher_precision"}  # ... when a run is resumed
+_CHANGEABLE = {"teacher", "teacher_cache", "trust", "teacher_precision", "teacher_device"}  # ... when a run is resumed
 
 
 def settle(overrides: dict[str, Any], worker: bool, peers: Networks = NOBODY) -> Settled:
@@ -77,6 +79,12 @@ def _resumed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Distil
     settings = dict(sidecar.config) | {key: ours[key] for key in _CHANGEABLE if key in ours}
     if ignored := sorted(set(ours) - _CHANGEABLE):
         LOGGER.warning(f"Resume ignores {', '.join(ignored)}: the run goes on with the settings it began with.")
+    problems = Problems()
+    if "teacher_device" in ours:
+        settings["teacher_device"] = teacher_device(ours, problems)
+    if "teacher_precision" in ours:
+        settings["teacher_precision"] = choice(ours, "teacher_precision", "precision", PRECISIONS, problems)
+    problems.raise_if_any()
     config = DistillConfig.from_dict(settings)
     if config.teacher_cache:
         config = replace(config, teacher_cache=str(Path(config.teacher_cache).resolve()))
@@ -87,6 +95,7 @@ def _resumed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Distil
         )
     if config.losses:
         config = replace(config, teacher=_found_again(config.teacher, sidecar))
+        refuse_device(config, theirs)
     return config, replace(sidecar, config=config.to_dict())  # where the teacher lies now
 
 

@@ -16,16 +16,17 @@ from yolokd.balance import Balance
 from yolokd.classes import trained_classes
 from yolokd.compat.checkpoint import head_info, restricted_loading
 from yolokd.compat.files import begin_folder, recover
-from yolokd.compat.larger import image_side, reduced, resized
+from yolokd.compat.larger import asked_side, image_side, reduced, resized
 from yolokd.compat.training import settle_rate, unwrap_model
 from yolokd.criterion import DistillationCriterion
 from yolokd.guard import Guard
 from yolokd.keys import arguments_yaml
 from yolokd.losses.base import LOSSES
+from yolokd.needs import refuse_device
 from yolokd.replaying import fill_cache
 from yolokd.saving import SavingTrainer
 from yolokd.schedule import Schedule
-from yolokd.seating import fit_losses, open_panel
+from yolokd.seating import fit_losses, open_panel, teachers_device
 from yolokd.settings import Settled, handed_down, settle
 from yolokd.taps import StudentTaps, entry_depth
 from yolokd.teachers.live import LARGER, resolve_precision
@@ -91,6 +92,7 @@ class DistillationTrainer(SavingTrainer):
         """Train; the settings stand in the environment while workers are spawned."""
         if not self.ddp:
             return super().train()
+        refuse_device(self.config, {"device": self.args.device})  # a run that is resumed has its devices only now
         with handed_down(self.config, self.sidecar):
             return super().train()
 
@@ -116,7 +118,7 @@ class DistillationTrainer(SavingTrainer):
             network=lambda: unwrap_model(self.ema.ema),
             peers=self.peers,
             only=trained_classes(self.args.classes),
-            imgsz=self.args.imgsz,
+            imgsz=asked_side(self.args.imgsz),
             replay=bool(self.config.teacher_cache),
         )
         self.losses = fit_losses(self.config, self.panel, self.model, self.args.seed).to(self.device)
@@ -175,8 +177,8 @@ class DistillationTrainer(SavingTrainer):
     def _lower_teacher(self) -> None:
         """To the precision that is known once Ultralytics has decided about AMP."""
         assert self.panel is not None
-        wanted = self.config.teacher_precision
-        self.panel.to_precision(resolve_precision(wanted, self.device, self.amp, self.args.amp == "bf16"))
+        wanted, place = self.config.teacher_precision, teachers_device(self.config, self.device)
+        self.panel.to_precision(resolve_precision(wanted, place, self.amp, self.args.amp == "bf16"))
         if self.config.teacher_compile:
             self.panel.compile()
 
@@ -210,13 +212,21 @@ class DistillationTrainer(SavingTrainer):
         return dataset
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the device; a teacher on another one begins its answer here, before the student does."""
+        batch = self._in_both_sizes(batch)
+        if self.panel is not None and self.criterion is not None and self.criterion.asks:
+            self.panel.begin(batch)
+        return batch
+
+    def _in_both_sizes(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Ultralytics' own, of images that were reduced to the student's size where the teacher sees larger ones."""
         if self._larger is None:
             return dict(super().preprocess_batch(batch))
-        larger, ratio = batch["img"], self._larger / self.args.imgsz
+        larger = batch["img"].to(self.device, non_blocking=True)  # there it is reduced faster
+        ratio = self._larger / self.args.imgsz
         batch = super().preprocess_batch({**batch, "img": reduced(larger, ratio)})
         side = [round(size * ratio) for size in batch["img"].shape[-2:]]  # multi_scale has perhaps changed it
-        return {**batch, LARGER: resized(larger.to(self.device, non_blocking=True), side)}
+        return {**batch, LARGER: resized(larger, side)}
 
     def run_callbacks(self, event: str) -> None:
         """Ultralytics' own; the schedule is told where an epoch begins (also one begun again after a lack of memory).

@@ -44,7 +44,7 @@ def run_trial(
     """Run both sides, twice: once to look and to warm up, once to measure.
 
     Args:
-        panel: the teachers, on the device of the images.
+        panel: the teachers, on the device of the images or elsewhere; then their memory is not counted.
         student: on the device of the images; thrown away afterwards, its batch statistics move.
         images: ``(B, C, H, W)`` float32 in [0, 1].
         larger: the same at ``teacher_imgsz``.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from yolokd.errors import UserError
@@ -50,6 +51,16 @@ def switch(ours: Mapping[str, Any], key: str, problems: Problems) -> bool:
     return value
 
 
+def choice(ours: Mapping[str, Any], key: str, what: str, among: Sequence[str], problems: Problems) -> str:
+    """One of several words; the first where nothing is said."""
+    value = ours.get(key, among[0])
+    if value not in among:
+        problems.add(
+            f"{key}={value} is not a {what}", f"{what.capitalize()}s are {', '.join(among[:-1])} and {among[-1]}."
+        )
+    return str(value)
+
+
 def teacher_weights(ours: Mapping[str, Any], teachers: int, problems: Problems) -> tuple[float, ...]:
     """How much each of several teachers counts; empty where nothing is said."""
     value = ours.get("teacher_weights")
@@ -67,6 +78,21 @@ def teacher_weights(ours: Mapping[str, Any], teachers: int, problems: Problems) 
         )
         return ()
     return weights
+
+
+def teacher_device(ours: Mapping[str, Any], problems: Problems) -> str:
+    """The device of ``teacher_device=`` as PyTorch names it, ``cuda:1`` or ``cpu``; empty where nothing is said."""
+    value = ours.get("teacher_device")
+    if value in (None, ""):
+        return ""
+    word = str(value).strip().lower()
+    word = {"cuda": "cuda:0", "mps:0": "mps"}.get(word, f"cuda:{int(word)}" if word.isdecimal() else word)
+    if not re.fullmatch(r"cpu|mps|cuda:(0|[1-9][0-9]?)", word):
+        problems.add(
+            f"teacher_device={value} is not one device", "Write teacher_device=1, cuda:1 or cpu; it is one for all."
+        )
+        return ""
+    return word
 
 
 def exported_only(key: str, ours: Mapping[str, Any], teacher: str, problems: Problems) -> tuple[str, ...]:

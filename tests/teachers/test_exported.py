@@ -367,3 +367,24 @@ def test_metadata_is_read_and_never_run(tmp_path: Path) -> None:
 )
 def test_which_paths_are_exports(path: str, is_one: bool) -> None:
     assert is_export(path) is is_one
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cuda:1", 1), ("cuda", 0), ("cpu", None)])
+def test_an_onnx_file_computes_on_the_gpu_that_it_was_opened_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, wanted: int | None
+) -> None:
+    import onnxruntime
+
+    session, asked = onnxruntime.InferenceSession, []
+
+    def cpu_only(file: str, options: Any, providers: list[Any]) -> Any:
+        asked.append(providers)
+        return session(file, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", cpu_only)
+    have = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: have)
+    teacher = ExportedTeacher(stub(tmp_path / "a.onnx", {"o": ROW}, META), SIZE, torch.device(device))
+    gpu = [] if wanted is None else [("CUDAExecutionProvider", {"device_id": wanted})]
+    assert asked == [[*gpu, ("CPUExecutionProvider", {})]]
+    assert teacher.on_cpu  # what the session says, not what was asked of it

@@ -89,6 +89,11 @@ class ExportedTeacher:
         """It takes images of one size only."""
         return None not in self._engine.shape[-2:]
 
+    @property
+    def on_cpu(self) -> bool:
+        """It computes on the CPU, wherever it was to."""
+        return self._engine.on_cpu
+
     def __call__(self, batch: Mapping[str, Any]) -> Predictions:
         """Run the teacher on ``batch["img"]``, ``(B, 3, H, W)`` in [0, 1], or on larger images where it has some."""
         return self.forward(batch.get(LARGER, batch["img"]))
@@ -137,6 +142,7 @@ class _Engine:
         outputs: their names.
         by_image: the outputs have a dimension for the images.
         metadata: what the file says of itself.
+        on_cpu: it computes on the CPU.
     """
 
     run: Callable[[NDArray[Any]], list[NDArray[Any]]]
@@ -145,6 +151,7 @@ class _Engine:
     outputs: tuple[str, ...]
     by_image: bool
     metadata: Mapping[str, Any]
+    on_cpu: bool = True
 
     @property
     def batched(self) -> bool:
@@ -198,8 +205,8 @@ def _open_onnx(file: Path, device: torch.device) -> _Engine:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
-    able = [p for p in (*wanted, "CPUExecutionProvider") if p in onnxruntime.get_available_providers()]
+    wanted = [("CUDAExecutionProvider", {"device_id": device.index or 0})] if device.type == "cuda" else []
+    able = [p for p in (*wanted, ("CPUExecutionProvider", {})) if p[0] in onnxruntime.get_available_providers()]
     session = onnxruntime.InferenceSession(str(file), options, providers=able)
     (image,) = _one_input(session.get_inputs())
     return _Engine(
@@ -209,6 +216,7 @@ def _open_onnx(file: Path, device: torch.device) -> _Engine:
         tuple(output.name for output in session.get_outputs()),
         max(len(output.shape) for output in session.get_outputs()) > 2,  # boxes (N, 4) or (B, N, 4)
         {key: _literal(value) for key, value in session.get_modelmeta().custom_metadata_map.items()},
+        session.get_providers()[0] == "CPUExecutionProvider",
     )
 
 

@@ -15,6 +15,7 @@ from yolokd.layout import lay_out
 from yolokd.predictions import Pair, Predictions
 from yolokd.teachers.cache import Cache
 from yolokd.teachers.detr import DetrTeacher
+from yolokd.teachers.elsewhere import Elsewhere, bare
 from yolokd.teachers.live import LiveTeacher, refuse_not_finite
 from yolokd.teachers.replay import ReplayTeacher
 from yolokd.teachers.several import average
@@ -50,8 +51,9 @@ class Panel:
     def compile(self) -> None:
         """Run the teachers that are networks of their own through torch.compile."""
         for view in self.views:
-            if isinstance(view.teacher, LiveTeacher):
-                view.teacher.compile()
+            teacher = bare(view.teacher)
+            if isinstance(teacher, LiveTeacher):
+                teacher.compile()
 
     def replay(self, dataset: Any, cache: Cache, hashes: Mapping[str, str]) -> None:
         """Let a data set bring along what the cache holds, and the teacher read from that very cache."""
@@ -62,13 +64,22 @@ class Panel:
 
     @torch.no_grad()
     def beside(self, images: Tensor) -> list[Predictions]:
-        """What networks of their own say of ``(B, 3, H, W)`` images, for measuring the memory that they take."""
+        """What networks of their own say of ``(B, 3, H, W)`` images, for measuring the memory that they take.
+
+        One on another device takes that of its answer alone here.
+        """
         answers = []
         for view in self.views:
-            if isinstance(view.teacher, (LiveTeacher, DetrTeacher)):
+            if isinstance(bare(view.teacher), (LiveTeacher, DetrTeacher)):
                 larger = images if view.match.ratio == 1 else F.interpolate(images, scale_factor=view.match.ratio)
-                answers.append(view.teacher.forward(larger))
+                answers.append(view.teacher({"img": larger}))
         return answers
+
+    def begin(self, batch: Mapping[str, Any]) -> None:
+        """Let teachers on another device begin their answers to a batch about which they will be asked."""
+        for view in self.views:
+            if isinstance(view.teacher, Elsewhere):
+                view.teacher.begin(batch)
 
     def pairs(self) -> list[Pair]:
         """What the losses are built for: the student beside each teacher, at the levels that are taught."""
