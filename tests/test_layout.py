@@ -360,3 +360,25 @@ def test_bad_arguments_are_named() -> None:
         laid(detections([], []), Predictions(None, None, None))
     with pytest.raises(ValueError, match="2 classes against 3"):
         laid(detections([BOX], [[0.9, 0.1]]), predictions(1, classes=3))
+
+
+@pytest.mark.parametrize("known", [None, [1], []], ids=["all", "one", "none"])
+def test_what_the_assigner_saw_of_the_student_is_taken_over(known: list[int] | None) -> None:
+    student = student_at({5: 0, 6: 3, 9: 1}, sure=(5, 6))
+    assert student.scores is not None
+    assert student.boxes is not None
+    boxes = decode(expected_distances(student.boxes.transpose(1, 2)), POINTS, STRIDES)
+    seen = (student.scores.sigmoid().transpose(1, 2), boxes)
+    found = detections([BOX], [[0.8, 0.4][: 2 if known is None else len(known)]])
+    classes = None if known is None else torch.tensor(known, dtype=torch.long)
+    plainly = laid(found, student, classes)
+    again = lay_out(found, student, POINTS, STRIDES, classes, seen)
+    for name in ("scores", "boxes", "edges"):
+        one, other = getattr(plainly, name), getattr(again, name)
+        assert (one is None and other is None) or torch.equal(one, other)
+    # And it is what counts: a student that saw nothing there is given nothing.
+    blind = lay_out(found, student, POINTS, STRIDES, classes, (seen[0], torch.zeros_like(boxes)))
+    assert blind.edges is not None
+    assert not blind.edges.any()
+    assert plainly.edges is not None
+    assert plainly.edges.any()

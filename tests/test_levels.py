@@ -115,6 +115,11 @@ def test_predictions_and_assignment_are_cut_alike() -> None:
     assert torch.equal(here.anchors, assigned.anchors[16:])
     assert here.normalizer == assigned.normalizer  # the detection loss's own
     assert here.gt_boxes is assigned.gt_boxes
+    assert here.seen is None
+    seen = (assigned.scores, assigned.boxes)
+    cut_too = assigned_at(replace(assigned, seen=seen), [(4, 4), (2, 2)], (1,)).seen
+    assert cut_too is not None
+    assert all(torch.equal(here, whole[:, 16:]) for here, whole in zip(cut_too, seen, strict=True))
 
 
 def grids(side: int, ratio: float, teacher: HeadInfo, student: HeadInfo) -> tuple[list[tuple[int, int]], ...]:

@@ -169,16 +169,16 @@ class DistillationCriterion:
         images = batch["img"].shape[0]
         factor, asked = self._factor, self.asks
         self.epoch, self._steps = self.epoch + self._step, self._steps + 1
-        if asked:
-            terms = self._distil(dense, one2one, batch, assigned)
+        # Before the ramp, after kd_close and between two steps of teacher_every the teacher rests.
+        terms = self._distil(dense, one2one, batch, assigned) if asked else {}
+        if spoken := bool(terms):
             self._look_at(total.sum() / images, terms, dense, factor)
-        else:  # before the ramp, after kd_close and between two steps of teacher_every the teacher rests
-            terms = {name: total.new_zeros(()) for name in self.losses}
+        terms = terms or {name: total.new_zeros(()) for name in self.losses}
         terms = {name: self.every * factor * self.gains[name] * value for name, value in terms.items()}
         items = dict(items) | {f"kd_{name}_loss": value.detach() for name, value in terms.items()}
         for name, loss in self.losses.items():
             logged: Mapping[str, Tensor] = getattr(loss, "logged", {})
-            items |= {f"kd_{name}_{k}": (self.every if asked else 0) * v for k, v in logged.items()}
+            items |= {f"kd_{name}_{k}": (self.every if spoken else 0) * v for k, v in logged.items()}
         return torch.cat([total, *(value.view(1) * images for value in terms.values())]), items
 
     def _look_at(self, detection: Tensor, terms: Mapping[str, Tensor], dense: Predictions, factor: float) -> None:
@@ -195,9 +195,11 @@ class DistillationCriterion:
     def _distil(
         self, dense: Predictions, one2one: Predictions | None, batch: Mapping[str, Any], assigned: list[Assigned]
     ) -> dict[str, Tensor]:
-        """The value of each loss, without gain; both branches of an end2end student together."""
+        """The value of each loss, without gain, both branches of an end2end student together; none without an answer."""
         taught = assigned[0]
-        teacher = self.teachers(batch, dense, taught.anchors, taught.strides)
+        teacher = self.teachers(batch, dense, taught.anchors, taught.strides, taught.seen)
+        if teacher is None:
+            return {}
         dense_gain, one2one_gain = self._branches.gains()
         with torch.autocast(batch["img"].device.type, enabled=False):  # a soft target in half precision is a hard one
             here = weigh_unlabelled(taught, teacher, batch["img"].shape[0])

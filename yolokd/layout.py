@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from yolokd.predictions import Predictions, SoftDetections
 # average (16 COCO photographs, 320 px) where their highest class is below CONFIDENCE, the least that is gathered.
 BACKGROUND = 2e-5
 CONFIDENCE = 0.05
+Seen: TypeAlias = "tuple[Tensor, Tensor] | None"  # as in `Assigned`
 _CERTAIN = 1e-6  # no probability is nearer to 0 or 1 than this: logits must be finite
 
 
@@ -40,7 +42,12 @@ def gather_detections(boxes: Tensor, scores: Tensor, confidence: float = CONFIDE
 
 @torch.no_grad()
 def lay_out(
-    detections: SoftDetections, student: Predictions, anchors: Tensor, strides: Tensor, classes: Tensor | None = None
+    detections: SoftDetections,
+    student: Predictions,
+    anchors: Tensor,
+    strides: Tensor,
+    classes: Tensor | None = None,
+    seen: Seen = None,
 ) -> Predictions:
     """Say on the student's anchors what a teacher says of boxes.
 
@@ -67,6 +74,7 @@ def lay_out(
         anchors: ``(A, 2)`` anchor points (x, y) in pixels.
         strides: ``(A,)`` pixels a cell of each anchor's level.
         classes: ``(C,)`` the student class of each column; None where they are all, in order.
+        seen: the student's probabilities and boxes, where somebody has decoded them already (`Assigned.seen`).
 
     Returns:
         predictions in float32, without gradient: ``scores`` (B, C, A), None without a column; ``boxes``
@@ -82,10 +90,12 @@ def lay_out(
     if detections.scores.shape[1] not in (0, ours.shape[1]):
         raise ValueError(f"detections of {detections.scores.shape[1]} classes against {ours.shape[1]} of the student")
     detections = _by_confidence(detections)
-    probabilities = ours.float().sigmoid().transpose(1, 2)
+    probabilities, decoded = seen or _seen(student, anchors, strides)
     if not detections.scores.shape[1]:
-        probabilities = student.scores.float().sigmoid().amax(1)[..., None]
-    owner, share = _owners(detections, probabilities, _decoded(student.boxes, anchors, strides), anchors, strides)
+        probabilities = probabilities.amax(2, keepdim=True)
+    elif classes is not None:
+        probabilities = probabilities[..., classes]
+    owner, share = _owners(detections, probabilities, decoded, anchors, strides)
     image, anchor = (owner >= 0).nonzero(as_tuple=True)
     given = _pick(detections, owner[image, anchor])
     raw, known = _edges(given, anchors[anchor], strides[anchor], student.reg_max)
@@ -122,9 +132,12 @@ def _pick(detections: SoftDetections, rows: Tensor) -> SoftDetections:
     )
 
 
-def _decoded(raw: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
-    """``(B, 4 * reg_max, A)`` edge logits to ``(B, A, 4)`` boxes in pixels."""
-    return decode(expected_distances(raw.float().transpose(1, 2)), anchors, strides)
+def _seen(student: Predictions, anchors: Tensor, strides: Tensor) -> tuple[Tensor, Tensor]:
+    """See `Assigned.seen`."""
+    assert student.scores is not None
+    assert student.boxes is not None
+    boxes = decode(expected_distances(student.boxes.float().transpose(1, 2)), anchors, strides)
+    return student.scores.float().sigmoid().transpose(1, 2), boxes
 
 
 def _owners(

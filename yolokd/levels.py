@@ -117,6 +117,7 @@ def assigned_at(assigned: Assigned, sizes: Sizes, levels: Sequence[int]) -> Assi
     first, second = ("anchors", "strides"), ("labels", "boxes", "scores", "foreground", "gt_index", "weight")
     kept = {f.name: getattr(assigned, f.name) for f in fields(assigned)}
     kept |= {name: kept[name][index] for name in first} | {name: kept[name][:, index] for name in second}
+    kept["seen"] = None if assigned.seen is None else tuple(said[:, index] for said in assigned.seen)
     return Assigned(**kept)
 
 

@@ -64,6 +64,7 @@ def match_positives(
         anchors=points,
         strides=strides,
         weight=weight[None],
+        seen=None,
     )
     ours = Predictions(student.scores[image, :, anchor].T[None], student.boxes[image, :, anchor].T[None], None)
     edges = None if teacher.edges is None else teacher.edges[image, :, best].T[None]

@@ -151,6 +151,8 @@ class Assigned:
         weight: ``(B, A)`` how much each anchor counts: the target score, and on images without a label the teacher's
             highest class probability where it is sure enough.
         normalizer: ``()`` the sum of ``weight``, at least 1: the Z of every response loss.
+        seen: the student's class probabilities ``(B, A, C)`` and boxes ``(B, A, 4)`` in pixels, without gradient, as
+            the assigner saw them; None where they were not kept.
     """
 
     labels: Tensor
@@ -165,3 +167,4 @@ class Assigned:
     strides: Tensor
     weight: Tensor
     normalizer: Tensor
+    seen: tuple[Tensor, Tensor] | None = None

@@ -6,6 +6,7 @@ from ultralytics.utils import DEFAULT_CFG
 
 from tests.conftest import NAMES
 from yolokd.adapters import add_to_optimizer
+from yolokd.compat.boxes import decode, expected_distances
 from yolokd.compat.training import AssignmentTap, branch_losses, branches, freeze, plain_optimizer, settle_rate
 
 
@@ -71,6 +72,14 @@ def test_the_tap_hears_the_assignment() -> None:
     assert assigned.gt_boxes[0].tolist() == [16.0, 24.0, 48.0, 40.0]
     assert torch.equal(assigned.labels[fg], assigned.scores[fg].argmax(1))
     assert assigned.normalizer == assigned.scores.sum().clamp(min=1)
+    assert assigned.seen is not None
+    raw, points = branches(preds)[0], assigned.anchors
+    assert raw.scores is not None
+    assert raw.boxes is not None
+    assert torch.allclose(assigned.seen[0], raw.scores.sigmoid().transpose(1, 2))
+    decoded = decode(expected_distances(raw.boxes.transpose(1, 2)), points, assigned.strides)
+    assert torch.allclose(assigned.seen[1], decoded, atol=1e-3)
+    assert not assigned.seen[1].requires_grad
     with pytest.raises(RuntimeError, match="did not call its assigner"):
         tap.take(strides.squeeze(-1))
 

@@ -17,6 +17,14 @@ from yolokd.predictions import HeadInfo
 TOPK, ALPHA, BETA = 10, 0.5, 6.0
 
 
+class _Owners(TaskAlignedAssigner):  # type: ignore[misc]  # Ultralytics is untyped
+    """Says which box each anchor is given and how well it fits; targets for every class would cost more than that."""
+
+    def get_targets(self, gt_labels: Tensor, gt_bboxes: Tensor, target_gt_idx: Tensor, fg_mask: Tensor) -> Any:
+        """One score an anchor in the place of one a class."""
+        return target_gt_idx, target_gt_idx[..., None], (fg_mask > 0)[..., None].to(gt_bboxes.dtype)
+
+
 def assign(
     scores: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor, labels: Tensor, targets: Tensor, valid: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -35,12 +43,12 @@ def assign(
         ``(B, A)`` row of the box that the anchor was given, -1 for none, int64; and ``(B, A)`` the alignment of the
         two, 0 for none, which compares the anchors of one box.
     """
-    assigner = TaskAlignedAssigner(
+    assigner = _Owners(
         topk=TOPK, num_classes=scores.shape[2], alpha=ALPHA, beta=BETA, stride=torch.unique(strides).tolist()
     )
     mask = valid[..., None].to(scores.dtype)
     _, _, aligned, foreground, row = assigner(scores, boxes, anchors, labels[..., None], targets, mask)
-    return torch.where(foreground, row, -1), aligned.sum(-1)
+    return torch.where(foreground, row, -1), aligned.squeeze(-1)
 
 
 def is_detr(model: Any) -> bool:

@@ -88,7 +88,7 @@ class AssignmentTap:
         """
         if self._seen is None:
             raise RuntimeError("the detection loss did not call its assigner; this Ultralytics is not supported")
-        (_, _, anchors, gt_labels, gt_boxes, mask_gt, *_), output = self._seen
+        (said, decoded, anchors, gt_labels, gt_boxes, mask_gt, *_), output = self._seen
         self._seen = None
         labels, boxes, scores, foreground, gt_index = output
         image, row = mask_gt.squeeze(-1).bool().nonzero(as_tuple=True)
@@ -106,6 +106,7 @@ class AssignmentTap:
             strides=strides.float(),
             weight=weight,
             normalizer=weight.sum().clamp(min=1),  # as Ultralytics' own target_scores_sum
+            seen=(said.float(), decoded.float()),
         )
 
 

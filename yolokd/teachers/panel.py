@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from yolokd.compat.replay import attach
-from yolokd.layout import lay_out
+from yolokd.layout import Seen, lay_out
 from yolokd.predictions import Pair, Predictions
 from yolokd.teachers.cache import Cache
 from yolokd.teachers.detr import DetrTeacher
@@ -91,7 +91,9 @@ class Panel:
         return all(view.match.whole for view in self.views)
 
     @torch.no_grad()
-    def __call__(self, batch: Mapping[str, Any], student: Predictions, anchors: Tensor, strides: Tensor) -> Predictions:
+    def __call__(
+        self, batch: Mapping[str, Any], student: Predictions, anchors: Tensor, strides: Tensor, seen: Seen = None
+    ) -> Predictions:
         """The answer to a batch, in the student's class space, on its anchors of the taught levels.
 
         Args:
@@ -99,6 +101,7 @@ class Panel:
             student: the student's dense predictions at the taught levels.
             anchors: ``(A, 2)`` of these, pixels.
             strides: ``(A,)`` pixels.
+            seen: see `lay_out`.
 
         Raises:
             UserError: the first answer of one of the teachers holds NaN or Inf.
@@ -109,7 +112,7 @@ class Panel:
             if not self._checked:
                 refuse_not_finite(_raw(said), view.teacher)
             if said.detections is not None:
-                laid = lay_out(said.detections, student, anchors, strides, said.classes)
+                laid = lay_out(said.detections, student, anchors, strides, said.classes, seen)
                 said = replace(said, scores=laid.scores, boxes=laid.boxes, edges=laid.edges, detections=None)
             answers.append(said)
         self._checked = True
