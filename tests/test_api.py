@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.lively import save_lively, save_tiny_detr
 from tests.test_trainer import FAST, rows
@@ -132,3 +133,26 @@ def test_check_of_a_teacher_whose_accuracy_is_not_measured(toy_data: Path, toy_s
     assert "3 of 3" in text
     assert "student mAP50-95" in text
     assert "teacher mAP50-95" not in text
+
+
+def test_cache_reads_what_it_is_told_of_an_exported_teacher_and_of_the_batch(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(api, "fill_from", lambda config, theirs, side, batch: asked.extend([config, batch]))
+    with pytest.raises(AttributeError):  # nothing was stored
+        api.cache("x.onnx", toy_data, tmp_path, batch=4, teacher_names="red,green", teacher_boxes="xyxy", trust=True)
+    config, batch = asked
+    assert (config.teacher_names, config.teacher_boxes, config.trust) == (("red", "green"), "xyxy", True)
+    assert batch == 4
+    with pytest.raises(UserError, match="conf, epochs: `yolokd cache` reads no such keys"):
+        api.cache("x.onnx", toy_data, tmp_path, conf=0.5, epochs=3)
+
+
+def test_cache_refuses_images_of_other_channels_before_it_asks(toy_data: Path, tmp_path: Path) -> None:
+    content = {**yaml.safe_load(toy_data.read_text()), "channels": 1}
+    (tmp_path / "grey.yaml").write_text(yaml.safe_dump(content))
+    teacher = save_lively(tmp_path / "t.pt")
+    with pytest.raises(UserError, match="takes images of 3 channels, the data has 1"):
+        api.cache(teacher, tmp_path / "grey.yaml", tmp_path / "cache", imgsz=64, device="cpu")
+    assert not (tmp_path / "cache").exists()

@@ -14,7 +14,7 @@ import yaml
 
 from tests.conftest import NAMES, save_detector
 from tests.test_resume import said  # noqa: F401
-from yolokd import api, chain
+from yolokd import api, chain, config
 from yolokd.cli import main
 from yolokd.errors import UserError
 from yolokd.runs import Run
@@ -148,6 +148,21 @@ def test_what_is_said_of_the_teacher_or_the_student_reaches_no_other_step(machin
     begin(here, VIA, class_map={"a": "b"}, pretrained="p.pt")
     assert [call.get("class_map") for call in machine.calls] == [{"a": "b"}, None, None]
     assert [call.get("pretrained") for call in machine.calls] == [None, None, str(here / "p.pt")]
+
+
+def test_what_is_said_of_the_first_teacher_reaches_no_later_step(machine: Machine, here: Path) -> None:
+    (here / "x.onnx").write_text("x")
+    first = {"teacher_names": "red,green", "teacher_boxes": "xyxy", "teacher_imgsz": 1280}
+    every = {"teacher_every": 2, "teacher_device": "cpu"}
+    begin(here, {**VIA, "teacher": "x.onnx"}, **first, **every)
+    one, *others = machine.calls
+    assert {key: one.get(key) for key in first} == first
+    assert len(others) == 2
+    for call in machine.calls:
+        assert {key: call.get(key) for key in every} == every
+    assert not any(key in call for call in others for key in first)
+    for call in others:  # or it would be refused: their teachers are checkpoints
+        config.build_config({k: v for k, v in call.items() if k.startswith("teacher") or k == "losses"})
 
 
 def test_the_manifest_comes_first_and_knows_the_files(machine: Machine, here: Path) -> None:

@@ -330,3 +330,24 @@ def test_what_is_no_device(written: Any) -> None:
 def test_a_student_that_teaches_itself_has_no_precision_of_its_own(teacher: str) -> None:
     assert build_config({"teacher": teacher, "teacher_precision": "auto"}).teacher == teacher
     assert refusal({"teacher": teacher, "teacher_precision": "bf16"}).remedy == "Leave out teacher_precision."
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ({"teacher_every": 0}, "teacher_every=0 is not a number of steps"),
+        ({"teacher_imgsz": 0}, "teacher_imgsz=0 is not a number of pixels"),
+        ({"teacher_imgsz": -32}, "teacher_imgsz=-32 is not a number of pixels"),
+        ({"teacher_cache": True}, "teacher_cache=True names no folder"),
+    ],
+)
+def test_what_would_mean_nothing_or_a_folder_called_true(ours: dict[str, Any], said: str) -> None:
+    error = refusal(ours)
+    assert said in error.problem
+    assert "0" not in error.remedy
+
+
+def test_a_folder_that_is_switched_off_in_a_recipe_is_none() -> None:
+    for off in (False, None, ""):
+        assert build_config({"teacher": "t.pt", "teacher_cache": off}).teacher_cache == ""
+    assert build_config({"teacher": "t.pt", "teacher_cache": 2024}).teacher_cache == "2024"

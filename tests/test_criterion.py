@@ -551,3 +551,17 @@ def test_taps_of_a_p2_student() -> None:
     assert items["kd_cwd_loss"] > 0
     found = torch.autograd.grad(total[4], next(model.model[4].parameters()))
     assert found[0].abs().sum() > 0
+
+
+def test_a_step_without_an_answer_is_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, criterion = make(guard=3)
+    criterion.begin_epoch(0, 2, criterion.schedule)
+    preds = model(batch()["img"])
+    taught, items = criterion(preds, batch())
+    heard, means = criterion._counted, dict(criterion._sums)
+    monkeypatch.setattr(type(criterion.teachers), "__call__", lambda *asked: None)
+    total, silent = criterion(preds, batch())
+    assert list(silent) == list(items)
+    assert torch.equal(total[:3], taught[:3])
+    assert total[3:].tolist() == [0, 0, 0] == [float(silent[f"kd_{name}_loss"]) for name in GAINS]
+    assert (criterion._counted, criterion._sums) == (heard, means)  # the guard's mean is that of the others

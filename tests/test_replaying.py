@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_yolo_dataset
 
 from tests.compat.replays import ALL, PLAIN, corners, seed_all
 from tests.helpers import panel as one_teacher
 from tests.lively import save_lively
+from yolokd import replaying
 from yolokd.compat.boxes import anchor_points
 from yolokd.compat.checkpoint import head_info, load_detector
 from yolokd.compat.dataset import check_data, image_files
@@ -125,6 +130,127 @@ def test_a_file_is_no_folder(teacher: Path, toy_data: Path, tmp_path: Path) -> N
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="is no folder and cannot become one"):
         fill_from(asked(teacher, tmp_path / "taken"), {"data": str(toy_data)}, 64)
+
+
+def copied(toy_data: Path, folder: Path) -> tuple[dict[str, Any], Path]:
+    """The toy data set, to be spoilt, and its training images."""
+    shutil.copytree(toy_data.parent, folder)
+    content = {**yaml.safe_load(toy_data.read_text()), "path": str(folder)}
+    (folder / "copy.yaml").write_text(yaml.safe_dump(content))
+    return {"data": str(folder / "copy.yaml"), "device": "cpu"}, folder / "images" / "train"
+
+
+def test_files_that_cannot_be_read_are_passed_over_with_one_word(
+    teacher: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("yolokd.replaying.LOGGER.warning", lambda line: said.extend([line] * ("passed over" in line)))
+    theirs, images = copied(toy_data, tmp_path / "set")
+    (images / "3.png").write_bytes(b"nothing")
+    (images / "5.png").write_bytes(b"")
+    (images / "gone.png").symlink_to(images / "nowhere.png")
+    config = asked(teacher, tmp_path / "cache")
+    cache = fill_from(config, theirs, 64)
+    assert len(cache.index) == 6
+    named = ", ".join(str(images / name) for name in ("3.png", "5.png", "gone.png"))
+    assert said == [f"3 of 9 images cannot be read and are passed over: {named}."]
+    # What training takes is whole, and nobody has to be asked again, now or at the next start.
+    monkeypatch.setattr("yolokd.replaying.open_teacher", None)
+    data = check_data(theirs["data"], "train")
+    files = dataset_of(data, 64, PLAIN).im_files
+    assert len(files) == 6
+    assert fill_cache(config, files, 64, 3, theirs)[0].file == cache.file
+    assert fill_from(config, theirs, 64).file == cache.file
+    assert said[1:] == said[:1]
+    for i in (0, 1, 2):
+        (images / f"{i}.png").write_bytes(b"%d" % i)
+    fill_from(config, theirs, 64)
+    assert said[2].endswith(f"{images / '3.png'}, {images / '5.png'} and others.")  # the first five
+
+
+def test_a_set_of_a_training_that_cannot_be_read_is_refused(teacher: Path, toy_data: Path, tmp_path: Path) -> None:
+    theirs, images = copied(toy_data, tmp_path / "set")
+    files = image_files(check_data(theirs["data"], "train"), "train")
+    (images / "3.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"3\.png is no image"):
+        fill_cache(asked(teacher, tmp_path / "cache"), files, 64, 3, theirs)
+
+
+def test_a_complete_cache_in_a_read_only_folder_is_used(
+    teacher: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, images = copied(toy_data, tmp_path / "set")
+    config = asked(teacher, tmp_path / "cache")
+    cache = fill_from(config, theirs, 64)
+    before = sorted(tmp_path.rglob("*"))
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("yolokd.teachers.caching.atomic_replace", refused)
+    monkeypatch.setattr(FileLock, "acquire", refused)
+    assert fill_from(config, theirs, 64).file == cache.file
+    assert sorted(tmp_path.rglob("*")) == before
+    image = cv2.imread(str(images / "0.png"))
+    cv2.imwrite(str(images / "0.png"), image[::-1])
+    with pytest.raises(UserError, match=r"cache cannot be written to: Permission denied"):
+        fill_from(config, theirs, 64)
+
+
+@pytest.mark.parametrize("device", [0, "cuda:7", "cuda", [0, 1], "1,2"])
+def test_a_gpu_that_is_not_there_is_refused_before_the_teacher_is_asked(
+    teacher: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="is not there: PyTorch sees no GPU here"):
+        fill_from(asked(teacher, tmp_path / "cache"), {"data": str(toy_data), "device": device}, 64)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_where_the_teacher_of_a_cache_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert {str(replaying._device(asked)) for asked in (None, "", "cpu", "mps", -1, CPU)} == {"cpu"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    known = {
+        None: "cuda:0",
+        "cpu": "cpu",
+        1: "cuda:1",
+        "cuda:1": "cuda:1",
+        "1,0": "cuda:1",
+        "cuda": "cuda:0",
+        -1: "cuda:0",
+    }
+    assert {asked: str(replaying._device(asked)) for asked in known} == known
+    assert str(replaying._device([1, 0])) == "cuda:1"
+    with pytest.raises(UserError, match="PyTorch sees 0, 1 here"):
+        replaying._device(2)
+
+
+@pytest.mark.parametrize(
+    ("device", "theirs", "workers"),
+    [("cpu", {}, 0), ("cpu", {"workers": 3}, 3), ("cuda", {}, 8), ("cuda", {"workers": 0}, 0)],
+)
+def test_how_many_processes_read(
+    teacher: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    theirs: dict[str, Any],
+    workers: int,
+) -> None:
+    """On a CPU the teacher takes nearly all of the time; on a GPU as many as Ultralytics' training has."""
+
+    def spied(*_: object, workers: int, **__: object) -> None:
+        raise LookupError(workers)
+
+    monkeypatch.setattr(replaying, "_device", lambda asked: torch.device(device))
+    monkeypatch.setattr(replaying, "open_teacher", lambda *_, **__: SimpleNamespace(name="t"))
+    monkeypatch.setattr(replaying, "build_cache", spied)
+    with pytest.raises(LookupError) as caught:
+        fill_from(asked(teacher, tmp_path / "cache"), {"data": str(toy_data), **theirs}, 64)
+    assert caught.value.args == (workers,)
 
 
 # The way of the boxes through a real cache file -----------------------------------------------------------------

@@ -87,7 +87,8 @@ def test_only_a_worker_looks_into_the_environment(monkeypatch: pytest.MonkeyPatc
 def test_what_is_asked_for_anew(toy_teacher: Path, toy_student: Path, toy_data: Path, here: Path) -> None:
     shutil.copy(toy_teacher, here / "t.pt")
     theirs = {"model": str(toy_student), "data": str(toy_data), "imgsz": 64, "device": "cpu", "epochs": 9}
-    config, sidecar, rest = settle({**NEW, "teacher_imgsz": 0, **theirs}, worker=False)
+    new = {key: value for key, value in NEW.items() if key != "teacher_imgsz"}
+    config, sidecar, rest = settle({**new, **theirs}, worker=False)
     assert config.teacher == str((here / "t.pt").resolve())  # absolute, to be found from another folder
     assert (config.taps, config.balance, config.closing) == (((4, 4), (6, 6), (10, 9)), 0.1, 2)
     assert (dict(sidecar.config), sidecar.teacher_sha256) == (config.to_dict(), sha256(toy_teacher))
@@ -245,3 +246,8 @@ def test_a_worker_is_told_where_its_teacher_runs() -> None:
     config = build_config({**NEW, "teacher_device": 1})
     with handed_down(config, Sidecar(config.to_dict(), "abc")):
         assert settle({}, worker=True)[0].teacher_device == "cuda:1"
+
+
+def test_a_resumed_run_names_a_folder_for_its_cache(begun: Path) -> None:
+    with pytest.raises(UserError, match="teacher_cache=True names no folder"):
+        settle({"resume": str(begun / "last.pt"), "teacher_cache": True}, worker=False)

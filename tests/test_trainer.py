@@ -13,11 +13,13 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import torch_safe_load
 
+from yolokd.chain import chain_of
 from yolokd.errors import UserError
+from yolokd.keys import MANIFEST
 from yolokd.settings import _ENVIRONMENT
 from yolokd.sidecar import load_sidecar
 from yolokd.teachers.live import LiveTeacher
-from yolokd.trainer import DistillationTrainer
+from yolokd.trainer import RECIPE, DistillationTrainer
 
 FAST: dict[str, Any] = {"epochs": 3, "imgsz": 64, "batch": 4, "device": "cpu", "plots": False, "workers": 0, "nbs": 4}
 
@@ -344,3 +346,15 @@ def test_the_teacher_is_compiled_where_that_is_asked_for(
     teacher = trainer.panel.views[0].teacher
     assert isinstance(teacher, LiveTeacher)
     assert compiled == ([teacher.model] if wanted else [])
+
+
+def test_a_folder_that_was_that_of_a_chain_is_no_chain_any_more(
+    toy_data: Path, toy_student: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / MANIFEST).write_text("of an earlier training in steps")
+    keys = overrides(toy_data, toy_student, tmp_path, losses="none", name="x", exist_ok=True)
+    assert DistillationTrainer(overrides=keys).save_dir == folder
+    assert sorted(file.name for file in folder.iterdir() if file.is_file()) == ["args.yaml", RECIPE]
+    assert chain_of(str(folder)) is None

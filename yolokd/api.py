@@ -14,10 +14,10 @@ from yolokd.errors import UserError
 from yolokd.evaluation.coco import evaluate as evaluate_model
 from yolokd.evaluation.coco import evaluation_table
 from yolokd.export import Exported, export_model, export_table
-from yolokd.keys import PEERS, split_keys, with_recipe
+from yolokd.keys import CACHE_KEYS, PEERS, split_keys, with_recipe
 from yolokd.peers import begin_peers, resume_peers
 from yolokd.preflight import checks_text, preflight
-from yolokd.replaying import fill_from
+from yolokd.replaying import BATCH, fill_from
 from yolokd.runs import Run, train
 from yolokd.steps import Chain
 
@@ -132,6 +132,7 @@ def cache(
     data: str | Path,
     teacher_cache: str | Path = "teacher_cache",
     teacher_imgsz: int | None = None,
+    batch: int = BATCH,
     **args: Any,
 ) -> str:
     """Run a teacher once over the training images and their mirror images: ``yolokd cache``.
@@ -143,17 +144,30 @@ def cache(
         data: a data YAML.
         teacher_cache: the folder to store the answers in; what is there already is kept.
         teacher_imgsz: side of the images that the teacher sees; as in the training.
-        **args: ``imgsz``, ``device``, ``workers``, ``fraction`` and ``trust`` of the training.
+        batch: images that the teacher sees at once; the last bits of its answers depend on it.
+        **args: ``imgsz``, ``device``, ``workers``, ``fraction``, ``teacher_names``, ``teacher_boxes`` and ``trust`` of
+            the training.
 
     Returns:
         what was stored, in a line.
 
     Raises:
-        UserError: the teacher's answers cannot be stored, or a file or the data cannot serve.
+        UserError: a key that says nothing here, the teacher's answers cannot be stored, or a file or the data cannot
+            serve.
     """
-    keys = {"teacher": str(teacher), "teacher_cache": str(teacher_cache), "data": str(data), **args}
-    ours, theirs = split_keys(keys | ({} if teacher_imgsz is None else {"teacher_imgsz": teacher_imgsz}))
-    stored = fill_from(build_config(ours), theirs, training_side(asked_side(theirs.get("imgsz")), ()))
+    if unread := [key for key in args if key not in CACHE_KEYS]:
+        raise UserError(
+            f"{', '.join(unread)}: `yolokd cache` reads no such key{'s' if len(unread) > 1 else ''}.",
+            f"It reads {', '.join(CACHE_KEYS)}.",
+        )
+    keys = {"teacher": teacher, "teacher_cache": teacher_cache, "data": data, "teacher_imgsz": teacher_imgsz, **args}
+    given = {key: str(v) if isinstance(v, Path) else v for key, v in keys.items() if v is not None}
+    ours, theirs = split_keys({**given, "batch": batch})
+    config = build_config(ours)
+    if not config.teacher_cache or isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        said = f"batch={batch} is not a number of images" if config.teacher_cache else "teacher_cache= names no folder"
+        raise UserError(f"{said}.", "Write e.g. teacher_cache=answers batch=16.")
+    stored = fill_from(config, theirs, training_side(asked_side(theirs.get("imgsz")), ()), batch)
     return (
         f"{stored.file}: {len(stored)} detections of {len(stored.index)} images and their mirror images, "
         f"{stored.file.stat().st_size / 1e6:.1f} MB."

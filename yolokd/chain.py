@@ -31,11 +31,11 @@ from yolokd.compat.dataset import check_data
 from yolokd.compat.files import atomic_replace, begin_folder, recover
 from yolokd.config import build_config
 from yolokd.errors import UserError
-from yolokd.keys import BORN_AGAIN, STEP_KEYS, split_keys
+from yolokd.keys import BORN_AGAIN, MANIFEST, STEP_KEYS, split_keys
 from yolokd.resume import locate
 from yolokd.runs import Run, finished_run, train
 from yolokd.settings import settle
-from yolokd.steps import FINISHED, MANIFEST, RUNNING, WAITING, Chain, Step, common, whole, written
+from yolokd.steps import FINISHED, RUNNING, WAITING, Chain, Step, common, whole, written
 from yolokd.teachers.opening import find_teacher, fingerprint
 from yolokd.teachers.spec import read_teachers
 from yolokd.trainer import RECIPE

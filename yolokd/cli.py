@@ -164,7 +164,9 @@ def _checks(pairs: dict[str, Any]) -> None:
 def _cache(pairs: dict[str, Any]) -> None:
     from yolokd import api
 
-    print(api.cache(**_accepted(api.cache, pairs, "cache", ("teacher", "data"))))
+    refuse_unknown(pairs, known_keys())
+    _need(pairs, "cache", ("teacher", "data"))
+    print(api.cache(**pairs))
 
 
 def _losses(pairs: dict[str, Any]) -> None:

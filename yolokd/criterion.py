@@ -195,7 +195,7 @@ class DistillationCriterion:
     def _distil(
         self, dense: Predictions, one2one: Predictions | None, batch: Mapping[str, Any], assigned: list[Assigned]
     ) -> dict[str, Tensor]:
-        """The value of each loss, without gain, both branches of an end2end student together; none without an answer."""
+        """The value of each loss, without gain, both branches of an end2end student together; nothing unanswered."""
         taught = assigned[0]
         teacher = self.teachers(batch, dense, taught.anchors, taught.strides, taught.seen)
         if teacher is None:

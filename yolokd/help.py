@@ -41,7 +41,8 @@ MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "cache": (
         "run the teacher once over the training images, for train teacher_cache=",
-        "teacher= data= [teacher_cache= imgsz= teacher_imgsz= device= workers=]",
+        "teacher= data= [teacher_cache= imgsz= teacher_imgsz= teacher_names= teacher_boxes= device= workers= batch= "
+        "fraction= trust=]",
         ("yolokd cache teacher=yolo11x.pt data=my.yaml teacher_cache=answers imgsz=640",),
     ),
     "losses": ("the table of losses, with papers and options", "no keys", ("yolokd losses",)),

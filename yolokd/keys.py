@@ -41,10 +41,14 @@ OUR_KEYS: dict[str, str] = {
     "trust": "load .pt files that hold more than an Ultralytics model; this runs code from the file (True, False)",
     "recipe": "a YAML file with any of these keys and of Ultralytics'; the command line wins over it",
 }
+MANIFEST = "chain.yaml"  # in the folder around several trainings (yolokd.steps)
 PEERS = "peers"  # it asks for several trainings at the same time (yolokd.peers)
 # They ask for a training in several steps (yolokd.chain), as this teacher does.
 STEP_KEYS = ("via", "generations")
 BORN_AGAIN = "born-again"
+# What `yolokd cache` reads; the others say something about a training.
+_CACHED = "teacher teacher_cache teacher_imgsz teacher_names teacher_boxes data imgsz device workers batch fraction"
+CACHE_KEYS = (*_CACHED.split(), "trust")
 # Accepted by Ultralytics' get_cfg although they do not stand in its default.yaml.
 _EXTRA_KEYS = {"augmentations", "save_dir", "end2end", "int8", "half", "boxes", "hide_labels", "hide_conf"}
 _EXTRA_KEYS |= {"line_thickness", "label_smoothing", "save_hybrid", "crop_fraction", "keras"}

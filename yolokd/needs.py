@@ -19,7 +19,7 @@ from yolokd.predictions import HeadInfo, Predictions
 from yolokd.replaying import cached_teacher
 from yolokd.seating import fit_losses
 from yolokd.teachers.elsewhere import bare, is_there
-from yolokd.teachers.live import LiveTeacher, Teacher
+from yolokd.teachers.live import LiveTeacher, refuse_channels
 from yolokd.teachers.panel import Panel
 from yolokd.teachers.spec import read_teachers
 
@@ -211,20 +211,6 @@ def refuse_classes(config: DistillConfig, panel: Panel) -> None:
                 f"{mapped}, so it would always be 0.",
                 f"Take cls instead of {name}: it asks of each class by itself.",
             )
-
-
-def refuse_channels(teacher: Teacher, channels: int) -> None:
-    """Refuse images of other channels than the teacher's.
-
-    Raises:
-        UserError: they differ.
-    """
-    known = getattr(getattr(teacher, "model", None), "yaml", {}).get("channels", 3)
-    if known != channels:
-        raise UserError(
-            f"teacher={teacher.name} takes images of {known} channels, the data has {channels}.",
-            "Take a teacher that was trained on images with as many channels.",
-        )
 
 
 def what_is_missing(losses: Iterable[str], predictions: Predictions) -> dict[str, list[str]]:

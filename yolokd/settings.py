@@ -22,7 +22,7 @@ from yolokd.replaying import fill_from
 from yolokd.sidecar import Sidecar, load_sidecar
 from yolokd.teachers.opening import NOBODY, Networks, find_teacher, fingerprint
 from yolokd.teachers.spec import read_teachers
-from yolokd.values import Problems, choice, teacher_device
+from yolokd.values import Problems, choice, folder, teacher_device
 
 # Our settings, what is to stand in distill.pt, and Ultralytics' keys.
 Settled: TypeAlias = tuple[DistillConfig, Sidecar, dict[str, Any]]
@@ -84,6 +84,8 @@ def _resumed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Distil
         settings["teacher_device"] = teacher_device(ours, problems)
     if "teacher_precision" in ours:
         settings["teacher_precision"] = choice(ours, "teacher_precision", "precision", PRECISIONS, problems)
+    if "teacher_cache" in ours:
+        settings["teacher_cache"] = folder(ours, "teacher_cache", problems)
     problems.raise_if_any()
     config = DistillConfig.from_dict(settings)
     if config.teacher_cache:

@@ -13,15 +13,15 @@ from ultralytics.cfg import get_cfg, get_save_dir
 from yolokd.compat.checkpoint import find_checkpoint
 from yolokd.compat.files import atomic_replace
 from yolokd.errors import UserError
-from yolokd.keys import OUR_KEYS
+from yolokd.keys import MANIFEST, OUR_KEYS
 
-MANIFEST = "chain.yaml"  # in the folder around the steps
 VERSION = 1
 WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
 # Of yolokd's keys, what generation 0 follows too: it is to differ from the next ones by its teacher alone.
 _PLAIN = ("student", "trust", "refine_epochs")
 _PLACE = ("name", "save_dir", "exist_ok")  # they say where the whole lies
-_OF_THE_FIRST = ("class_map", "teacher_weights")  # they say something about the teacher that was named
+# They say something about the teacher that was named; the later ones are trained here, on images of imgsz.
+_OF_THE_FIRST = ("class_map", "teacher_weights", "teacher_names", "teacher_boxes", "teacher_imgsz")
 
 
 @dataclass

@@ -20,7 +20,7 @@ from yolokd.compat.larger import asked_side, image_side, reduced, resized
 from yolokd.compat.training import settle_rate, unwrap_model
 from yolokd.criterion import DistillationCriterion
 from yolokd.guard import Guard
-from yolokd.keys import arguments_yaml
+from yolokd.keys import MANIFEST, arguments_yaml
 from yolokd.losses.base import LOSSES
 from yolokd.needs import refuse_device
 from yolokd.replaying import fill_cache
@@ -86,6 +86,8 @@ class DistillationTrainer(SavingTrainer):
         folder = get_save_dir(self.args)
         self.args.save_dir = str(folder)
         recover(folder / "weights", forward=False)
+        # Of earlier trainings (exist_ok=True): resume would take this one for theirs.
+        (folder / MANIFEST).unlink(missing_ok=True)
         begin_folder(folder, RECIPE, self.config.to_yaml() + arguments_yaml(vars(self.args)))
 
     def train(self) -> Any:

@@ -67,7 +67,9 @@ def run_trial(
     said, anchors, strides = _students(panel, student, images)
 
     def ask() -> Predictions:
-        return panel(batch, said, anchors, strides)
+        answer = panel(batch, said, anchors, strides)
+        assert answer is not None  # a first one is refused where it is not finite
+        return answer
 
     predictions = ask()
     kept = _KeptTensors(student)

@@ -33,13 +33,22 @@ class Problems:
             raise UserError(f"{problems}.", remedies)
 
 
-def count(ours: Mapping[str, Any], key: str, problems: Problems, what: str = "epochs") -> int:
-    """A number of epochs, or of something else; 0 where it is not given."""
-    value = ours.get(key, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        problems.add(f"{key}={value} is not a number of {what}", f"{key} counts {what}: 0, 1, 2, ...")
+def count(ours: Mapping[str, Any], key: str, problems: Problems, what: str = "epochs", least: int = 0) -> int:
+    """A number of epochs, or of something else, ``least`` of them at least; 0 where it is not given."""
+    value = ours.get(key, least)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        some = ", ".join(str(least + i) for i in range(3))
+        problems.add(f"{key}={value} is not a number of {what}", f"{key} counts {what}: {some}, ...")
         return 0
-    return value
+    return value if key in ours else 0
+
+
+def folder(ours: Mapping[str, Any], key: str, problems: Problems) -> str:
+    """The name of a folder; empty where none is given."""
+    value = ours.get(key)
+    if value is True:
+        problems.add(f"{key}=True names no folder", f"Write e.g. {key}=answers, or leave it out.")
+    return "" if isinstance(value, bool) else str(value or "")
 
 
 def switch(ours: Mapping[str, Any], key: str, problems: Problems) -> bool:

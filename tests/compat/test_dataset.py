@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ultralytics.cfg import get_cfg
+from ultralytics.data import build_yolo_dataset
 
 from yolokd.compat import dataset
-from yolokd.compat.dataset import check_data, image_files, sample_images
+from yolokd.compat.dataset import check_data, image_files, sample_images, used_files
 from yolokd.errors import UserError
 
 
@@ -128,3 +131,36 @@ def test_samples_are_spread_and_broken_files_passed_over(tmp_path: Path) -> None
 def test_grey_images_keep_one_channel(tmp_path: Path) -> None:
     data = check_data(str(make(tmp_path, channels=1)))
     assert sample_images(data, "train", imgsz=32, n=1).shape == (1, 1, 32, 32)
+
+
+def ultralytics_takes(data: dict[str, Any], **settings: Any) -> list[str]:
+    args = get_cfg(overrides={"imgsz": 32, "task": "detect", **settings})
+    return list(build_yolo_dataset(args, data["train"], 4, data, mode="train").im_files)
+
+
+def test_images_are_listed_as_ultralytics_lists_them(tmp_path: Path) -> None:
+    """Without hidden files and folders, through links to folders, with odd names, and from a list with blanks in it."""
+    data = check_data(str(make(tmp_path / "a [1]", images=3)))
+    images = tmp_path / "a [1]" / "images" / "train"
+    shutil.move(images / "1.png", tmp_path / "1.png")
+    (images / "._0.png").write_bytes(b"of a Mac")
+    (images / ".hidden").mkdir()
+    shutil.copy(images / "0.png", images / ".hidden")
+    for kind in ("images", "labels"):
+        (tmp_path / "real" / kind).mkdir(parents=True)
+        (tmp_path / "a [1]" / kind / "train" / "sub").symlink_to(tmp_path / "real" / kind, target_is_directory=True)
+    shutil.copy(tmp_path / "1.png", tmp_path / "real" / "images" / "linked.PNG")
+    assert [Path(file).name for file in image_files(data, "train")] == ["0.png", "2.png", "linked.PNG"]
+    assert image_files(data, "train") == ultralytics_takes(data)
+    lines = "\ufeff./a [1]/images/train/2.png", f"{images}/2.png ", "", f"{images}/0.png", ""
+    (tmp_path / "list.txt").write_text("\n".join(lines), "utf-8")
+    listed = {**data, "train": str(tmp_path / "list.txt")}
+    assert image_files(listed, "train") == ultralytics_takes(listed)
+    assert [Path(file).name for file in image_files(listed, "train")] == ["0.png", "2.png"]
+
+
+@pytest.mark.parametrize("fraction", [1.0, 1, 0.5, 0.01, 3, 99, [0.5, 1.0], [2, 1], [1, 0.5], [0.3, 0.3, 0]])
+def test_a_fraction_is_taken_as_ultralytics_takes_it(tmp_path: Path, fraction: Any) -> None:
+    data = check_data(str(make(tmp_path, images=5)))
+    assert used_files(image_files(data, "train"), fraction) == ultralytics_takes(data, fraction=fraction)
+    assert used_files(image_files(data, "train"), None) == ultralytics_takes(data)

@@ -1,9 +1,13 @@
+import errno
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 import ultralytics.engine.trainer as engine
+from filelock import FileLock
 
 from tests.compat.test_training import detector
 from yolokd.compat.files import (
@@ -12,8 +16,10 @@ from yolokd.compat.files import (
     atomic_strip,
     begin_folder,
     commit,
+    locked,
     recover,
 )
+from yolokd.errors import UserError
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -115,3 +121,45 @@ def test_a_run_folder_appears_with_its_first_file(tmp_path: Path, monkeypatch: p
     (folder / "other").write_text("stays")
     begin_folder(folder, "a.yaml", "two")
     assert files(tmp_path) == {"project/train/a.yaml": "two", "project/train/other": "stays"}
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    if there:
+        (tmp_path / "run").mkdir()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError) as caught:
+        begin_folder(tmp_path / "run", "a.yaml", "one")
+    assert caught.value.problem == f"{tmp_path / 'run'} cannot be written to: No space left on device."
+    assert "project=" in caught.value.remedy
+
+
+def test_a_lock_is_held_by_one_and_is_none_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+
+    def hold(name: str) -> None:
+        with locked(tmp_path / "new" / "a.lock") as refusal:
+            assert refusal is None
+            order.append(name)
+            time.sleep(0.05)
+            order.append(name)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(hold, "ab"))
+    assert order[0] == order[1] != order[2] == order[3]
+    (tmp_path / "file").write_text("")
+    with locked(tmp_path / "file" / "a.lock") as refusal:  # no folder
+        assert isinstance(refusal, OSError)
+    monkeypatch.setattr(FileLock, "acquire", full)
+    with locked(tmp_path / "a.lock") as refusal:
+        assert isinstance(refusal, OSError)
+    with pytest.raises(KeyError), locked(tmp_path / "a.lock"):
+        raise KeyError  # what goes wrong inside is not its business

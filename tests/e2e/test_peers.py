@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -216,3 +217,30 @@ def test_the_example(
     main(",".join(map(str, models)), str(toy_data), "1", "64")
     lines = capsys.readouterr().out.splitlines()[-2:]
     assert [line.split()[0] for line in lines] == ["1-new", "2-old"]
+
+
+def test_a_step_that_breaks_one_peer_leaves_both_whole(
+    models: list[Path], toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one is taken up again from its checkpoint, by Ultralytics; the other has not listened to it meanwhile."""
+    steps: list[str] = []
+    preprocess = DistillationTrainer.preprocess_batch
+
+    def breaking(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        if trainer.model.training:
+            steps.append(f"{trainer.args.name[0]}:{trainer.epoch}")
+            if steps.count("1:1") == len(steps[4:]) == 1:  # its first step of the second epoch
+                with torch.no_grad():
+                    next(trainer.model.parameters())[:] = float("nan")
+        return preprocess(trainer, batch)
+
+    monkeypatch.setattr(DistillationTrainer, "preprocess_batch", breaking)
+    run = distill(peers=models, data=toy_data, project=tmp_path, name="p", **{**KEYS, "losses": "cls,box"})
+    assert steps == ["1:0", "2:0"] * 2 + ["1:1", "2:1"] * 2 + ["1:1"] * 2
+    for peer in run.peers:
+        assert all(torch.isfinite(value).all() for value in read_checkpoint(peer.last)["model"].state_dict().values())
+        table = rows(peer.save_dir)
+        assert [row["epoch"] for row in table] == ["1", "2"]
+        assert all(math.isfinite(float(value)) for row in table for value in row.values())
+    assert float(rows(run.peers[1].save_dir)[1]["train/kd_cls_loss"]) == 0  # it was broken in both steps
+    assert float(rows(run.peers[0].save_dir)[1]["train/kd_cls_loss"]) > 0  # begun again, it was taught

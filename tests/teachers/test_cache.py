@@ -261,8 +261,22 @@ def test_a_worker_gets_the_same_file_or_none(cache: Cache, tmp_path: Path) -> No
         pickle.loads(sent)
 
 
-def test_more_rows_than_a_float_can_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_rows_than_a_file_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_file, "MAX_ROWS", 13)
     with pytest.raises(UserError, match="14 detections; it can hold 13"):
         store(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shape", [(45, 101), (101, 45), (64, 64)])
+def test_a_bin_is_measured_along_the_longer_side(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """Of an image that is wide as of one that is tall: by that side it was brought to the teacher's square."""
+    kind = row_type(INFO, RECIPE)
+    seen = replace(found(2, 1), anchors=np.array([9, 81]))  # a cell of P3 and one of P5
+    resized = tuple(round(side * 64 / max(shape)) for side in shape)
+    pad = tuple((64 - side) // 2 for side in resized)
+    record = encode(WIDE, shape, (resized[0], resized[1]), (pad[0], pad[1]), (seen, seen), 64, kind)
+    write(tmp_path / f"{RECIPE.key}{SUFFIX}", RECIPE, INFO, [record])
+    got = Cache.open(tmp_path).take(np.arange(4))
+    assert got.strides is not None
+    assert np.allclose(got.strides, np.array([8, 32, 8, 32]) * max(shape) / 64)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -14,7 +15,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from ultralytics.utils.ops import scale_boxes
 
 from yolokd.compat.checkpoint import load_detector, sha256
@@ -326,3 +329,98 @@ def test_a_real_teacher_finds_what_ultralytics_predicts(shared: Path, tmp_path: 
             assert np.allclose(scores.max(1), theirs.conf.numpy(), atol=2e-3)
             assert scores.argmax(1).tolist() == theirs.cls.tolist()
     assert total > 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("broken", [(4,), (0, 1, 2, 3), tuple(range(7))])
+def test_what_is_no_image_is_left_out_where_that_is_asked_for(
+    images: list[Path], tmp_path: Path, workers: int, broken: tuple[int, ...]
+) -> None:
+    whole = [file for i, file in enumerate(images) if i not in broken]
+    for i in broken:
+        images[i].write_bytes(b"no. %d" % i)  # each with a hash of its own
+    folder = tmp_path / "cache"
+    if not whole:
+        with pytest.raises(UserError, match="None of 7 images can be read"):
+            build(images, folder, workers=workers, strict=False)
+        return
+    told: list[tuple[int, int]] = []
+    cache = build(images, folder, strict=False, workers=workers, progress=lambda *done: told.append(done))
+    assert told[-1] == (7, 7)
+    assert [file for file, digest in image_hashes(images, folder).items() if digest in cache] == list(map(str, whole))
+    alone = build(whole, tmp_path / "alone", batch=1)
+    for file, digest in image_hashes(whole, folder).items():
+        for flip in (False, True):
+            assert np.array_equal(cache.boxes(cache.rows(digest, flip)), alone.boxes(alone.rows(digest, flip))), file
+    # Asked again, the teacher has nothing to look at, and the file is not written anew.
+    before, teacher = cache.file.stat().st_mtime_ns, Eye()
+    build(images, folder, teacher, strict=False)
+    assert (cache.file.stat().st_mtime_ns, teacher.seen) == (before, 0)
+    assert not list(folder.glob("*.parts"))
+
+
+def refuse_writing(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """As on a read-only or a full disk, for whoever may write everywhere."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(caching, "atomic_replace", refused)
+    monkeypatch.setattr(cache_file, "atomic_replace", refused)
+    if code != errno.ENOSPC:
+        monkeypatch.setattr(FileLock, "acquire", refused)
+
+
+def test_hashes_that_cannot_be_remembered_are_read_again(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "_FRESH", -1_000_000_000_000)  # as if the files were old
+    known = image_hashes(images[:4], tmp_path / "cache")
+    read: list[Path] = []
+    monkeypatch.setattr(caching, "sha256", lambda path: read.append(path) or sha256(path))
+    for code in (errno.EROFS, errno.EACCES, errno.ENOSPC):
+        with monkeypatch.context() as shut:
+            refuse_writing(shut, code)
+            assert image_hashes(images, tmp_path / "cache") == known | {str(f): sha256(f) for f in images[4:]}
+    assert len(read) == 9  # what was remembered before is still known
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_cache_that_cannot_be_written_is_refused_by_its_folder(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    refuse_writing(monkeypatch, code)
+    with pytest.raises(UserError) as caught:
+        build(images, tmp_path / "cache")
+    assert caught.value.problem == f"{tmp_path / 'cache'} cannot be written to: {os.strerror(code)}."
+    assert "Make room there" in caught.value.remedy
+
+
+def test_too_many_rows_are_refused_as_soon_as_they_are_there(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = len(build(images[:2], tmp_path / "two"))
+    monkeypatch.setattr(caching, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(cache_file, "MAX_ROWS", rows)
+    teacher = Eye()
+    with pytest.raises(UserError, match="it can hold") as caught:
+        build(images, tmp_path / "cache", teacher)
+    assert teacher.seen < 8
+    assert "fraction=" in caught.value.remedy
+
+
+def test_no_more_readers_than_cores_and_batches(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Loader(DataLoader[Any]):
+        def __init__(self, *args: Any, num_workers: int, **more: Any) -> None:
+            asked.append(num_workers)
+            super().__init__(*args, **more)
+
+    monkeypatch.setattr(caching, "DataLoader", Loader)
+    for cores, count, batch in ((16, 7, 2), (3, 7, 2), (16, 7, 7)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        build(images[:count], tmp_path / f"{cores} {batch}", workers=8, batch=batch)
+    assert asked == [4, 3, 0]

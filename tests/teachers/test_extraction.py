@@ -5,9 +5,9 @@ import pytest
 import torch
 from ultralytics.utils.nms import non_max_suppression
 
-from yolokd.compat.boxes import decode, encode, expected_distances
+from yolokd.compat.boxes import decode, encode, expected_distances, grid
 from yolokd.predictions import HeadInfo, Predictions, SoftDetections
-from yolokd.teachers.cache_file import Found, grid
+from yolokd.teachers.cache_file import Found
 from yolokd.teachers.extraction import extract
 
 PLAIN = HeadInfo({0: "a", 1: "b", 2: "c"}, (8, 16, 32), (), 1, end2end=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ultralytics import YOLO
@@ -146,3 +147,57 @@ def test_levels_that_all_share() -> None:
     assert seated("a.pt,b.onnx", teacher("red", strides=(16,)), without).levels == (1,)
     assert seated("b.onnx", without).levels == (0, 1)
     assert seated("b.onnx", without).whole
+
+
+def named(key: bytes, value: bytes) -> bytes:
+    """An entry of a tensor's external_data in an ONNX file: field 1 the key, field 2 the value, lengths before both."""
+    size = bytes([len(value)]) if len(value) < 128 else bytes([len(value) & 127 | 128, len(value) >> 7])
+    return b"\x0a" + bytes([len(key)]) + key + b"\x12" + size + value
+
+
+def test_weights_that_an_onnx_file_keeps_beside_it_are_a_part_of_it(tmp_path: Path) -> None:
+    file, long = tmp_path / "t.onnx", "w" * 200
+    file.write_bytes(b"graph" + named(b"offset", b"0"))
+    spec = TeacherSpec(str(file))
+    (tmp_path / "t.onnx.data").write_bytes(b"left over")
+    assert fingerprint(spec) == sha256(file)  # it names none: as ever
+    entries = [named(b"location", name) for name in (b"t.onnx.data", long.encode(), b"t.onnx.data", b"gone", b"\xff\0")]
+    file.write_bytes(b"graph" + b" and ".join(entries) + b"\x0a\x08location\x12")
+    (tmp_path / long).write_bytes(b"more")
+    before = fingerprint(spec)
+    assert before == "+".join(sha256(tmp_path / name) for name in ("t.onnx", "t.onnx.data", long))
+    (tmp_path / long).write_bytes(b"else")
+    assert fingerprint(spec) != before
+
+
+def test_a_real_onnx_file_with_its_weights_beside_it(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    weights = onnx.numpy_helper.from_array(np.ones(3, np.float32), "w")
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [3]) for name in "ab"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["a", "w"], ["b"])], "g", ends[:1], ends[1:], [weights]
+    )
+    model, file = onnx.helper.make_model(graph), tmp_path / "t.onnx"
+    onnx.save_model(model, str(file), save_as_external_data=True, location="t.bin", size_threshold=0)
+    assert fingerprint(TeacherSpec(str(file))) == f"{sha256(file)}+{sha256(tmp_path / 't.bin')}"
+
+
+def test_the_classes_beside_an_openvino_model_are_a_part_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "x_openvino_model"
+    folder.mkdir()
+    for name in ("x.xml", "x.bin"):
+        (folder / name).write_text(name)
+    prints = []
+    for text in (
+        "date: now\nnames: {0: a, 1: b}",
+        "date: later\nnames: [a, b]",
+        "names: {0: b, 1: a}",
+        "names: 5",
+        "a:\n-",
+    ):
+        (folder / "metadata.yaml").write_text(text)
+        prints.append([fingerprint(TeacherSpec(str(path))) for path in (folder, folder / "x.xml")])
+    for kind in range(2):
+        dated, later, swapped, none, broken = (pair[kind] for pair in prints)
+        assert dated == later != swapped
+        assert none == broken == dated.rpartition("+")[0]

@@ -16,6 +16,7 @@ from yolokd.layout import lay_out
 from yolokd.levels import match_levels
 from yolokd.predictions import HeadInfo, Predictions, SoftDetections
 from yolokd.teachers.detr import DetrTeacher
+from yolokd.teachers.itself import RunningTeacher
 from yolokd.teachers.live import LiveTeacher
 from yolokd.teachers.panel import STUDENT, Panel
 from yolokd.teachers.view import View
@@ -162,3 +163,34 @@ def test_the_memory_of_every_network_of_its_own_is_counted(toy_teacher: Path, tm
         (said,) = panel(teacher, student, ratio=2.0).beside(torch.zeros(1, 3, 64, 64))
         assert said.feats is not None
         assert said.feats[0].shape[-2:] == (16, 16)
+
+
+@pytest.mark.parametrize("field", ["scores", "boxes", "feats"])
+def test_a_peer_that_is_not_finite_is_not_heard(field: str) -> None:
+    """It is taken up again from its checkpoint; any other teacher is a file, which was looked at once."""
+    answer = predictions()
+    part = getattr(answer, field)
+    spoilt = replace(answer, **{field: (part[0] * torch.nan, *part[1:]) if field == "feats" else part * torch.inf})
+    for learns in (True, False):
+        teacher = Says(answer)
+        teacher.learns = learns  # type: ignore[attr-defined]
+        them = panel(teacher, head())
+        assert ask(them) is not None
+        teacher.answer = spoilt
+        assert (ask(them) is None) == learns
+        teacher.answer = answer
+        assert ask(them) is not None
+
+
+def test_of_several_peers_one_is_enough_to_silence_the_step() -> None:
+    one, two = Says(predictions(seed=1)), Says(predictions(seed=2))
+    one.learns = two.learns = True  # type: ignore[attr-defined]
+    them = several(one, two)
+    assert ask(them) is not None
+    two.answer = replace(two.answer, scores=two.answer.scores * torch.nan)  # type: ignore[operator]
+    assert ask(them) is None
+
+
+def test_only_a_peer_learns_beside_the_student() -> None:
+    assert RunningTeacher(torch.nn.Identity, head(), "peer:a").learns
+    assert not RunningTeacher(torch.nn.Identity, head(), "self").learns

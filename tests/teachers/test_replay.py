@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from tests.compat.replays import IMGSZ, PLAIN, REG_MAX, LabelCache, build, corners, hashes, make_images, seed_all
 from yolokd.compat.boxes import decode, encode, expected_distances
-from yolokd.compat.replay import attach
+from yolokd.compat.replay import attach, landed
 from yolokd.predictions import SoftDetections
 from yolokd.teachers.replay import ReplayTeacher
 
@@ -180,3 +181,64 @@ def test_it_says_what_it_is(folder: Path) -> None:
     teacher.to_precision(torch.bfloat16)
     with pytest.raises(ValueError, match="not attached"):
         teacher({"img": torch.zeros(1, 3, 64, 64)})
+
+
+@pytest.fixture(scope="module")
+def oblong(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images that are three times as wide as high, and four that are so much higher."""
+    root = tmp_path_factory.mktemp("oblong")
+    make_images(root, images=9)
+    (root / "images" / "8.png").unlink()
+    for i in range(8):
+        cv2.imwrite(str(root / "images" / f"{i}.png"), np.zeros((192, 64, 3) if i % 2 else (64, 192, 3), np.uint8))
+    return root / "images"
+
+
+@pytest.mark.parametrize("hyp", [{}, {"fliplr": 1.0}, {"flipud": 1.0, "translate": 0.1}])
+@pytest.mark.parametrize("wide", [True, False])
+def test_images_that_are_not_square(oblong: Path, hyp: dict[str, float], wide: bool) -> None:
+    """rect=True: a batch has the shape that its images need; boxes, anchors and bins are pixels of that."""
+    dataset = build(oblong, PLAIN | hyp, rect=True)
+    cache = Pointed(dataset, stride=32 * 192 / IMGSZ)
+    cache.shape = (64, 192) if wide else (192, 64)
+    attach(dataset, cache, hashes(dataset))
+    seed_all(1)
+    batch = dataset.collate_fn([dataset[i] for i in (range(4) if wide else range(4, 8))])
+    height, width = batch["img"].shape[2:]
+    assert (width > height) == wide
+    said = ReplayTeacher(cache, (8, 16, 32))(batch).detections
+    assert said is not None
+    assert np.allclose(said.boxes, corners(batch) * ([width, height] * 2), atol=1e-3)
+    assert said.bins is not None
+    assert said.points is not None
+    assert said.strides is not None
+    assert (said.strides == 32).all()
+    decoded = decode(expected_distances(said.bins), said.points, said.strides)
+    off = (decoded - said.boxes).abs()[said.edges]
+    assert len(off) > 30
+    assert off.max() < 1
+
+
+def test_rows_beyond_what_a_float32_can_count_keep_their_number(folder: Path) -> None:
+    """A cache may hold more than 16.7 million detections: no row is rounded to its neighbour on its way."""
+    base = (1 << 24) + 1
+
+    class Far(LabelCache):
+        def rows(self, image_hash: str, mirrored: bool) -> range:
+            near = super().rows(image_hash, mirrored)
+            return range(near.start + base, near.stop + base)
+
+        def boxes(self, rows: range) -> Any:
+            return super().boxes(range(rows.start - base, rows.stop - base))
+
+    dataset = build(folder)  # every augmentation
+    cache = Far(dataset)
+    attach(dataset, cache, hashes(dataset))
+    near = build(folder)
+    attach(near, LabelCache(near), hashes(near))
+    found = []
+    for each in (dataset, near):
+        seed_all(3)
+        found.append(landed(each.collate_fn([each[i] for i in range(len(each))])).rows)
+    assert len(found[0]) > 20
+    assert torch.equal(found[0], found[1] + base)

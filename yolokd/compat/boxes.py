@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from ultralytics.utils.metrics import bbox_iou
@@ -86,3 +88,9 @@ def anchor_points(feats: tuple[Tensor, ...], strides: tuple[int, ...]) -> tuple[
     """The grid of a pyramid: ``(A, 2)`` anchor points and ``(A,)`` strides, both in pixels."""
     points, per_anchor = make_anchors(list(feats), strides, 0.5)
     return points * per_anchor, per_anchor.squeeze(-1)
+
+
+def grid(imgsz: int, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Anchor points ``(A, 2)`` and their strides ``(A,)`` in pixels of a square image."""
+    levels = tuple(torch.empty(1, 1, imgsz // stride, imgsz // stride) for stride in strides)
+    return anchor_points(levels, tuple(strides))

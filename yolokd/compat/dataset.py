@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import glob
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +60,33 @@ def check_data(data: Any, *splits: str) -> dict[str, Any]:
 
 
 def image_files(data: Mapping[str, Any], split: str) -> list[str]:
-    """The image files of a split of a resolved data set, sorted; empty where the split or its folder is missing."""
+    """The image files of a split of a resolved data set, as Ultralytics lists them; empty where there is none.
+
+    Hidden files are left out, and folders that are links are followed.
+    """
     found: list[str] = []
     paths = data.get(split) or []
     for path in [Path(p) for p in (paths if isinstance(paths, list) else [paths])]:
         if path.is_dir():
-            found += [str(file) for file in path.rglob("*.*")]
+            found += glob.glob(os.path.join(glob.escape(str(path)), "**", "*.*"), recursive=True)
         elif path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
+            lines = path.read_text(encoding="utf-8-sig").strip().splitlines()
             # In a list of files, ./ means the folder of the list.
-            found += [str(path.parent / line[2:]) if line.startswith("./") else line.strip() for line in lines]
-    return sorted(file for file in found if file.rpartition(".")[-1].lower() in IMG_FORMATS)
+            found += [f"{path.parent}{os.sep}{line[2:]}" if line.startswith("./") else line for line in lines]
+    return sorted(file.replace("/", os.sep) for file in found if file.rpartition(".")[-1].lower() in IMG_FORMATS)
+
+
+def used_files(files: Sequence[str], fraction: Any) -> list[str]:
+    """The training images that ``fraction=`` leaves, as Ultralytics takes them.
+
+    Args:
+        files: all of them, from `image_files`.
+        fraction: above 0, a share, a number of images from 2 on, or a list whose first is that; None is all.
+    """
+    share = fraction[0] if isinstance(fraction, list) else fraction
+    if share is None or share == 1:
+        return list(files)
+    return list(files[: share if isinstance(share, int) else max(1, round(len(files) * share))])
 
 
 def sample_images(data: Mapping[str, Any], split: str, *, imgsz: int, n: int) -> Tensor:

@@ -12,7 +12,10 @@ from typing import Any
 from unittest import mock
 
 import ultralytics.engine.trainer as engine
+from filelock import FileLock
 from ultralytics.utils.torch_utils import strip_optimizer
+
+from yolokd.errors import UserError
 
 PARTIAL = ".partial"  # ends the name of what is being written; as a whole name, a stage for `commit`
 _COMPLETE = ".complete"
@@ -35,6 +38,42 @@ def atomic_replace(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def written_in(folder: Path, remedy: str) -> Iterator[None]:
+    """Say in words that a folder cannot be written to, or that its disk is full.
+
+    Args:
+        folder: where something is written meanwhile.
+        remedy: what to do about it.
+
+    Raises:
+        UserError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror or error}.", remedy) from error
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[OSError | None]:
+    """Hold a lock that one process has at a time; None, or what stands in the way where it cannot be written.
+
+    Args:
+        file: of the lock; its folder is made.
+    """
+    lock, refusal = FileLock(file), None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        refusal = error
+    try:
+        yield refusal
+    finally:
+        lock.release()  # nothing where it is not held
+
+
 def begin_folder(folder: Path, name: str, text: str) -> None:
     """Write a run folder's first file.
 
@@ -44,15 +83,19 @@ def begin_folder(folder: Path, name: str, text: str) -> None:
         folder: the run folder, there already or not.
         name: the file's.
         text: its content.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
-    if folder.exists():
-        atomic_replace(folder / name, lambda partial: partial.write_text(text, encoding="utf-8"))
-        return
-    stage = folder.with_name(f".{folder.name}{PARTIAL}")
-    shutil.rmtree(stage, ignore_errors=True)  # of a run that was killed right here
-    stage.mkdir(parents=True)
-    (stage / name).write_text(text, encoding="utf-8")
-    stage.replace(folder)
+    with written_in(folder, "Name another place with project=, or make room there."):
+        if folder.exists():
+            atomic_replace(folder / name, lambda partial: partial.write_text(text, encoding="utf-8"))
+            return
+        stage = folder.with_name(f".{folder.name}{PARTIAL}")
+        shutil.rmtree(stage, ignore_errors=True)  # of a run that was killed right here
+        stage.mkdir(parents=True)
+        (stage / name).write_text(text, encoding="utf-8")
+        stage.replace(folder)
 
 
 def commit(stage: Path, folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolokd.compat.boxes import grid
 from yolokd.errors import UserError
 from yolokd.predictions import HeadInfo
 from yolokd.teachers.cache_file import (
@@ -25,7 +26,6 @@ from yolokd.teachers.cache_file import (
     Record,
     Rows,
     crc,
-    grid,
     raw_hash,
     read_header,
     row_type,

@@ -31,11 +31,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from yolokd.compat.boxes import anchor_points
 from yolokd.compat.files import atomic_replace
 from yolokd.errors import UserError
 from yolokd.predictions import HeadInfo
@@ -43,7 +40,7 @@ from yolokd.predictions import HeadInfo
 FORMAT = 1
 SUFFIX = ".soft"
 REBUILD = "Delete it; it is built again."
-MAX_ROWS = 1 << 24  # row ids travel as class indices in float32, which is exact up to here
+MAX_ROWS = (1 << 32) - 1  # where an image begins is written in four bytes
 SMALLEST_MASS = 1e-4
 MISSING_MASS = 2e-5
 FULL = 65535  # the right or lower border of an image in fixed point
@@ -152,12 +149,6 @@ def row_type(info: HeadInfo, recipe: Recipe) -> np.dtype[Any]:
     return np.dtype(fields)
 
 
-def grid(imgsz: int, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Anchor points ``(A, 2)`` and their strides ``(A,)`` in pixels of a square image."""
-    levels = tuple(torch.empty(1, 1, imgsz // stride, imgsz // stride) for stride in strides)
-    return anchor_points(levels, tuple(strides))
-
-
 def encode(
     digest: str,
     shape: tuple[int, int],
@@ -239,11 +230,7 @@ def write(file: Path, recipe: Recipe, info: HeadInfo, records: Sequence[Record])
     records = sorted(records, key=lambda record: bytes(record.image["hash"][0]))
     rows = np.array([len(record.rows) for record in records], np.int64)
     values = np.array([len(record.values) for record in records], np.int64)
-    if rows.sum() > MAX_ROWS:
-        raise UserError(
-            f"The teacher's cache would hold {rows.sum():,} detections; it can hold {MAX_ROWS:,}.",
-            "Raise the confidence from which on detections are kept, or cache a part of the images.",
-        )
+    refuse_rows(int(rows.sum()))
     index = np.concatenate([record.image for record in records])
     index["row"], index["value"] = rows.cumsum() - rows, values.cumsum() - values
     facts = {
@@ -264,6 +251,19 @@ def write(file: Path, recipe: Recipe, info: HeadInfo, records: Sequence[Record])
                 out.write(part.tobytes())
 
     atomic_replace(file, save)
+
+
+def refuse_rows(rows: int) -> None:
+    """Refuse more detections than a file can hold.
+
+    Raises:
+        UserError: there are more than ``MAX_ROWS``.
+    """
+    if rows > MAX_ROWS:
+        raise UserError(
+            f"The teacher's cache would hold {rows:,} detections; it can hold {MAX_ROWS:,}.",
+            "Take a part of the images with fraction=, or leave out teacher_cache= and let the teacher run.",
+        )
 
 
 def crc(parts: Iterable[NDArray[Any]]) -> int:

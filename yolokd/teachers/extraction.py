@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms  # type: ignore[import-untyped]
 
-from yolokd.compat.boxes import decode, expected_distances
+from yolokd.compat.boxes import decode, expected_distances, grid
 from yolokd.predictions import HeadInfo, Predictions
-from yolokd.teachers.cache_file import Found, grid
+from yolokd.teachers.cache_file import Found
 
 
 def extract(

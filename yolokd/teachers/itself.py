@@ -38,6 +38,7 @@ class RunningTeacher:
     def __init__(self, network: Callable[[], nn.Module], info: HeadInfo, name: str) -> None:
         self.info = info
         self.name = name
+        self.learns = name.startswith("peer:")  # as a student of its own, which may break and be taken up again
         self._network = network
 
     @property

@@ -155,6 +155,25 @@ def refuse_not_finite(predictions: Predictions, teacher: Teacher) -> None:
     )
 
 
+def refuse_channels(teacher: Teacher, channels: int) -> None:
+    """Refuse images of other channels than the teacher's.
+
+    Raises:
+        UserError: they differ.
+    """
+    known = getattr(getattr(teacher, "model", None), "yaml", {}).get("channels", 3)
+    if known != channels:
+        raise UserError(
+            f"teacher={teacher.name} takes images of {known} channels, the data has {channels}.",
+            "Take a teacher that was trained on images with as many channels.",
+        )
+
+
+def is_finite(predictions: Predictions) -> bool:
+    """Do the outputs of a network hold neither NaN nor Inf?"""
+    return all(_finite(getattr(predictions, name)) for name in _OUTPUTS)
+
+
 def _finite(output: Any) -> bool:
     tensors = [] if output is None else [output] if isinstance(output, Tensor) else output
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

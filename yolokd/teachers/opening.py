@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from yolokd.compat.detr import is_detr
 from yolokd.errors import UserError
 from yolokd.levels import match_levels
 from yolokd.predictions import HeadInfo
+from yolokd.teachers.beside import names_beside, weights_beside
 from yolokd.teachers.detr import DetrTeacher
 from yolokd.teachers.exported import ExportedTeacher
 from yolokd.teachers.itself import DeepestLevel, RunningTeacher
@@ -46,13 +48,20 @@ def find_teacher(spec: TeacherSpec) -> TeacherSpec:
 
 
 def fingerprint(spec: TeacherSpec) -> str:
-    """What tells this teacher from another: the SHA-256 of its file, of all files of a folder; empty without any."""
+    """What tells this teacher from another: the SHA-256 of its file and of those that belong to it; empty without any.
+
+    Of an exported teacher these are the files with its weights, and its classes where they stand in a file beside it.
+    """
     if spec.kind in ("self", "levels", "peer"):
         return ""
     path = Path(spec.path)
     files = sorted(path.glob("*.*")) if path.is_dir() else [path]
     files += [path.with_suffix(".bin")] if path.suffix == ".xml" else []  # OpenVINO keeps the weights beside it
-    return "+".join(sha256(file) for file in files if file.suffix not in (".yaml", ".txt") or len(files) == 1)
+    files += weights_beside(path) if spec.kind == "onnx" else []
+    known = [sha256(file) for file in files if file.suffix not in (".yaml", ".txt") or len(files) == 1]
+    if spec.kind == "openvino" and (names := names_beside(path)):
+        known.append(hashlib.sha256(names.encode()).hexdigest())
+    return "+".join(known)
 
 
 def open_teacher(

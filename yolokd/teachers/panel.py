@@ -16,7 +16,7 @@ from yolokd.predictions import Pair, Predictions
 from yolokd.teachers.cache import Cache
 from yolokd.teachers.detr import DetrTeacher
 from yolokd.teachers.elsewhere import Elsewhere, bare
-from yolokd.teachers.live import LiveTeacher, refuse_not_finite
+from yolokd.teachers.live import LiveTeacher, is_finite, refuse_not_finite
 from yolokd.teachers.replay import ReplayTeacher
 from yolokd.teachers.several import average
 from yolokd.teachers.view import View
@@ -93,7 +93,7 @@ class Panel:
     @torch.no_grad()
     def __call__(
         self, batch: Mapping[str, Any], student: Predictions, anchors: Tensor, strides: Tensor, seen: Seen = None
-    ) -> Predictions:
+    ) -> Predictions | None:
         """The answer to a batch, in the student's class space, on its anchors of the taught levels.
 
         Args:
@@ -103,6 +103,10 @@ class Panel:
             strides: ``(A,)`` pixels.
             seen: see `lay_out`.
 
+        Returns:
+            None where a peer says NaN or Inf: it will be taken up again from its checkpoint, and is not to take the
+            student along until then.
+
         Raises:
             UserError: the first answer of one of the teachers holds NaN or Inf.
         """
@@ -111,6 +115,8 @@ class Panel:
             said = view({**batch, STUDENT: student})
             if not self._checked:
                 refuse_not_finite(_raw(said), view.teacher)
+            elif getattr(view.teacher, "learns", False) and not is_finite(said):
+                return None
             if said.detections is not None:
                 laid = lay_out(said.detections, student, anchors, strides, said.classes, seen)
                 said = replace(said, scores=laid.scores, boxes=laid.boxes, edges=laid.edges, detections=None)
