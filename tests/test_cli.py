@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from yolokd import api
+from yolokd import api, cli
 from yolokd.cli import main, parse
 from yolokd.errors import UserError
+from yolokd.export import Exported
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +42,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         "check": "ok",
     }
     results["cache"] = "stored"
+    results["compare"] = SimpleNamespace(failed=())
+    results["report"] = Path("report.html")
     for name, result in results.items():
         monkeypatch.setattr(api, name, record(name, result))
     return calls
@@ -61,6 +64,12 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
             ("cache", {"teacher": "a.pt", "data": "b.yaml", "imgsz": 64}),
         ),
         (
+            ["compare", "teacher=a.pt", "seeds=3", "robustness=off"],
+            ("compare", {"teacher": "a.pt", "seeds": 3, "robustness": "off"}),
+        ),
+        (["compare", "resume=runs/detect/worth"], ("compare", {"resume": "runs/detect/worth"})),
+        (["report", "runs/detect/worth"], ("report", {"folder": "runs/detect/worth"})),
+        (
             ["checks", "teacher=a.pt", "model=b.pt", "data=c.yaml"],
             ("check", {"teacher": "a.pt", "student": "b.pt", "data": "c.yaml"}),
         ),
@@ -73,6 +82,39 @@ def test_each_mode_calls_one_function(
         call[1].setdefault("data", None)
     assert main(words) == 0
     assert called == [(call[0], {key: value for key, value in call[1].items() if value is not None})]
+
+
+def test_runs_that_failed_are_exit_code_1(called: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "compare", lambda **pairs: SimpleNamespace(failed=("yolokd/seed1",)))
+    assert main(["compare", "teacher=a.pt"]) == 1
+
+
+@pytest.mark.parametrize(("rows", "code"), [(["", ""], 0), (["pip install x", ""], 0), (["pip install x"], 1)])
+def test_an_export_that_made_no_file_is_exit_code_1(
+    called: Any, here: Path, monkeypatch: pytest.MonkeyPatch, rows: list[str], code: int
+) -> None:
+    made = [Exported("onnx", missing=missing) for missing in rows]
+    monkeypatch.setattr(api, "export", lambda **pairs: ("table", made))
+    assert main(["export", "model=a.pt", "format=onnx"]) == code
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "teacher=a.pt"], "Stopped before the run began."),
+        (["cache", "teacher=a.pt", "data=b.yaml"], "Stopped. The same command goes on; at most a minute's answers are"),
+    ],
+)
+def test_stopped_while_torch_is_being_loaded(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parse", stop)
+    monkeypatch.setitem(sys.modules, "ultralytics.utils", None)  # importing it again fails, as torch does
+    assert main(words) == 130
+    assert said in capsys.readouterr().err
 
 
 def test_checks_read_the_recipe(called: list[tuple[str, dict[str, Any]]], here: Path) -> None:

@@ -16,10 +16,23 @@ _HOMES = {
     "Run": "yolokd.api",
     "UserError": "yolokd.errors",
     "check": "yolokd.api",
+    "compare": "yolokd.api",
     "distill": "yolokd.api",
     "evaluate": "yolokd.api",
+    "report": "yolokd.api",
 }
-__all__ = ["LOSSES", "DistillConfig", "DistillationTrainer", "Run", "UserError", "check", "distill", "evaluate"]
+__all__ = [
+    "LOSSES",
+    "DistillConfig",
+    "DistillationTrainer",
+    "Run",
+    "UserError",
+    "check",
+    "compare",
+    "distill",
+    "evaluate",
+    "report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,9 @@ from yolokd.demo import run_demo
 from yolokd.errors import UserError
 from yolokd.evaluation.coco import evaluate as evaluate_model
 from yolokd.evaluation.coco import evaluation_table
+from yolokd.evaluation.compare import Compared
+from yolokd.evaluation.compare import compare as compare_arms
+from yolokd.evaluation.report import write_report
 from yolokd.export import Exported, export_model, export_table
 from yolokd.keys import CACHE_KEYS, PEERS, split_keys, with_recipe
 from yolokd.peers import begin_peers, resume_peers
@@ -21,7 +24,7 @@ from yolokd.replaying import BATCH, fill_from
 from yolokd.runs import Run, train
 from yolokd.steps import Chain
 
-__all__ = ["Run", "check", "demo", "distill", "evaluate", "export"]
+__all__ = ["Compared", "Run", "check", "compare", "demo", "distill", "evaluate", "export", "report"]
 
 
 def distill(student: str | Path | None = None, teacher: str | Path | None = None, **args: Any) -> Run:
@@ -55,6 +58,45 @@ def distill(student: str | Path | None = None, teacher: str | Path | None = None
     if PEERS in merged:
         return begin_peers(merged)
     return begin_chain(merged) if in_steps(merged) else train(given)
+
+
+def compare(
+    student: str | Path | None = None, teacher: str | Path | None = None, data: str | Path | None = None, **args: Any
+) -> Compared:
+    """Train several arms with several seeds and say whether distilling was worth it: ``yolokd compare``.
+
+    Args:
+        student: a ``.pt`` file or a model YAML.
+        teacher: as in `distill`.
+        data: a data YAML.
+        **args: ``arms``, ``seeds``, ``eval_split``, ``jobs``, ``robustness``, ``resume`` (see `evaluation.compare`),
+            yolokd's other keys and every train argument of Ultralytics.
+
+    Returns:
+        the folder, with ``report.html`` in it, and what the report says.
+
+    Raises:
+        UserError: something in the settings, the files or the data; nothing has been written then.
+    """
+    done = compare_arms(student, teacher, data, **args)
+    if done.report:
+        write_report(done.folder)
+    return done
+
+
+def report(folder: str | Path) -> Path:
+    """Write ``report.html`` and ``report.md`` of a comparison or of a training: ``yolokd report``.
+
+    Args:
+        folder: of a finished comparison, or of a run.
+
+    Returns:
+        the HTML file; it needs no other file and no network.
+
+    Raises:
+        UserError: the folder is neither, or what it holds is damaged or not finished.
+    """
+    return write_report(Path(folder))
 
 
 def evaluate(

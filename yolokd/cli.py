@@ -19,7 +19,7 @@ from yolokd.keys import OUR_KEYS, known_keys, refuse_native, refuse_unknown, wit
 _HELP = ("help", "-h", "-help", "--help")
 _VERSION = ("version", "-v", "--version")
 # Keys that `none` switches off, which a recipe may have switched on.
-_SWITCHED_OFF = ("losses", "balance", "taps", "guard")
+_SWITCHED_OFF = ("losses", "balance", "taps", "guard", "robustness")
 # Bare words that mean True although their default in Ultralytics is None or stands nowhere.
 _FLAGS = ("half", "int8", "end2end", "nms", "trust")
 # Where Ultralytics raises on purpose when the person at the keyboard made a mistake.
@@ -42,15 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _answered(words):
             return 0
         mode = _mode(words)
-        pairs |= parse(words[1:])
+        # A report has one argument, which is no key.
+        rest = [f"folder={word}" if mode == "report" and "=" not in word else word for word in words[1:]]
+        pairs |= parse(rest)
         return _COMMANDS[mode](pairs) or 0
     except UserError as error:
         return _fail(error.problem, error.remedy)
     except BrokenPipeError:  # the reader, `| head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its own exit
         return 0
-    except KeyboardInterrupt:
-        print(_stopped(words, pairs, started), file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or _stopped(words, pairs, started), file=sys.stderr)
         return 130
     except Exception as error:
         if not _raised_on_purpose(error):
@@ -141,7 +143,7 @@ def _export(pairs: dict[str, Any]) -> int:
 
     table, rows = api.export(**_accepted(api.export, pairs, "export", ("model", "format")))
     print(table)
-    return 1 if any(row.failure for row in rows) else 0
+    return 1 if any(row.failure for row in rows) or (rows and all(row.missing for row in rows)) else 0
 
 
 def _checks(pairs: dict[str, Any]) -> None:
@@ -169,6 +171,22 @@ def _cache(pairs: dict[str, Any]) -> None:
     print(api.cache(**pairs))
 
 
+def _compare(pairs: dict[str, Any]) -> int:
+    from yolokd import api
+
+    done = api.compare(**pairs)
+    print(done)
+    return 1 if done.failed else 0
+
+
+def _report(pairs: dict[str, Any]) -> None:
+    from yolokd import api
+
+    refuse_unknown(pairs, ["folder"])
+    _need(pairs, "report", ["folder"])
+    print(api.report(**pairs))
+
+
 def _losses(pairs: dict[str, Any]) -> None:
     refuse_unknown(pairs, [])
     print(texts.losses_table())
@@ -188,6 +206,8 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], int | None]] = {
     "export": _export,
     "checks": _checks,
     "cache": _cache,
+    "compare": _compare,
+    "report": _report,
     "losses": _losses,
     "demo": _demo,
 }
@@ -229,8 +249,12 @@ def _raised_on_purpose(error: Exception) -> bool:
 
 def _stopped(words: Sequence[str], pairs: Mapping[str, Any], started: float) -> str:
     """One line that says how to go on after Ctrl-C."""
+    if words and words[0] == "cache":
+        return "Stopped. The same command goes on; at most a minute's answers are lost."
     if not words or words[0] != "train":
         return "Stopped."
+    if not hasattr(sys.modules.get("ultralytics.utils"), "SETTINGS"):  # stopped while torch was being loaded
+        return "Stopped before the run began."
     if isinstance(pairs.get("resume"), str):
         return f"Stopped. Go on with: yolokd train resume={pairs['resume']}"
     last = _newest_run(pairs, started)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from yolokd.keys import OUR_KEYS
+from yolokd.keys import COMPARE_KEYS, OUR_KEYS, PEERS, STEP_KEYS
 
 # Mode: what it does, the keys it needs, examples.
 MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -45,6 +45,19 @@ MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "fraction= trust=]",
         ("yolokd cache teacher=yolo11x.pt data=my.yaml teacher_cache=answers imgsz=640",),
     ),
+    "compare": (
+        "was it worth it: every arm with every seed, judged on images that training never saw",
+        "teacher= student= data= [arms= seeds= eval_split= jobs= robustness=] and the keys of train; or resume=",
+        (
+            "yolokd compare teacher=yolo11x.pt student=yolo11n.pt data=my.yaml seeds=5 name=worth",
+            "yolokd compare resume=runs/detect/worth",
+        ),
+    ),
+    "report": (
+        "a comparison or a training as one HTML file",
+        "the folder of a comparison, or of a run",
+        ("yolokd report runs/detect/worth",),
+    ),
     "losses": ("the table of losses, with papers and options", "no keys", ("yolokd losses",)),
     "demo": ("all of it on generated images, offline, in minutes", "all keys may be left out", ("yolokd demo",)),
 }
@@ -84,8 +97,12 @@ def of_mode(mode: str) -> str:
     """The text of ``yolokd MODE --help``."""
     summary, keys, examples = MODES[mode]
     lines = [f"yolokd {mode}: {summary}", "", f"Keys: {keys}"]
+    of_one = {key: text for key, text in OUR_KEYS.items() if key not in (*STEP_KEYS, PEERS)}
     if mode in ("train", "checks"):
-        lines += ["", *_table(OUR_KEYS), "", "Losses", losses_list()]
+        lines += ["", *_table(OUR_KEYS if mode == "train" else of_one), "", "Losses", losses_list()]
+    if mode == "compare":
+        del of_one["recipe"]  # an arm there
+        lines += ["", *_table({**of_one, **COMPARE_KEYS})]
     return "\n".join([*lines, "", "Examples", *(f"  {example}" for example in examples)])
 
 

@@ -42,6 +42,15 @@ OUR_KEYS: dict[str, str] = {
     "recipe": "a YAML file with any of these keys and of Ultralytics'; the command line wins over it",
 }
 MANIFEST = "chain.yaml"  # in the folder around several trainings (yolokd.steps)
+# What `yolokd compare` has beside the keys of a training.
+COMPARE_KEYS: dict[str, str] = {
+    "arms": "plain, native (Ultralytics' distill_model=), yolokd, and recipes: plain,yolokd,mine.yaml",
+    "seeds": "how many (5; a verdict takes 3) or which: 0,1,2",
+    "eval_split": "the images that judge (test; without one a fifth of the training images is held out)",
+    "jobs": "runs at once; cores are divided, of device=0,1 each run has one",
+    "robustness": "off leaves that part out",
+    "resume": "folder of a comparison that was cut off",
+}
 PEERS = "peers"  # it asks for several trainings at the same time (yolokd.peers)
 # They ask for a training in several steps (yolokd.chain), as this teacher does.
 STEP_KEYS = ("via", "generations")

@@ -22,6 +22,7 @@ SHORT = {
     "export": ["imgsz=64"],
     "checks": ["imgsz=64", "device=cpu"],
     "cache": ["imgsz=64", "device=cpu"],
+    "compare": ["seeds=1", "epochs=1", "imgsz=64", "batch=4", "device=cpu", "robustness=off"],
 }
 IN_CI = {"pip install -e . && yolokd demo", 'pip install -e ".[dev]" && pytest -n auto'}
 

@@ -22,12 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-
 from yolokd.compat.checkpoint import find_checkpoint, load_detector
 from yolokd.compat.validation import validate
 from yolokd.evaluation.annotations import CocoData, from_json, from_labels
+from yolokd.evaluation.backends import evaluator
 
 # More classes than this are not listed one by one.
 MOST_CLASSES = 20
@@ -98,23 +96,22 @@ def retention(student: float | None, teacher: float | None) -> float | None:
     return student / teacher if student is not None and teacher else None
 
 
-def coco_scores(data: CocoData) -> CocoScores:
-    """Score detections with pycocotools' COCOeval, boxes, at most 100 detections a class and image.
+def coco_scores(data: CocoData, *, backend: str = "pycocotools") -> CocoScores:
+    """Score detections with COCOeval, boxes, at most 100 detections a class and image.
 
     Args:
         data: ground truth and detections.
+        backend: ``pycocotools`` or ``faster-coco-eval``: the same numbers.
+
+    Raises:
+        UserError: the backend is not known or not installed.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth, found = COCO(), COCO()
-        truth.dataset = data.truth
-        found.dataset = {**data.truth, "annotations": data.detections}
-        truth.createIndex()
-        found.createIndex()
-        evaluator = COCOeval(truth, found, iouType="bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-    precision = evaluator.eval["precision"]  # (10 IoUs, 101 recalls, K classes, 4 areas, 3 maxDets), -1: nothing there
-    areas = evaluator.params.areaRngLbl  # all, small, medium, large
+        judge = evaluator(data, backend)
+        judge.evaluate()
+        judge.accumulate()
+    precision = judge.eval["precision"]  # (10 IoUs, 101 recalls, K classes, 4 areas, 3 maxDets), -1: nothing there
+    areas = judge.params.areaRngLbl  # all, small, medium, large
     names = data.names
 
     def mean(values: Any) -> float | None:
@@ -129,7 +126,7 @@ def coco_scores(data: CocoData) -> CocoScores:
         small=by_area["small"],
         medium=by_area["medium"],
         large=by_area["large"],
-        per_class={names[c]: mean(precision[:, :, k, 0, -1]) for k, c in enumerate(evaluator.params.catIds)},
+        per_class={names[c]: mean(precision[:, :, k, 0, -1]) for k, c in enumerate(judge.params.catIds)},
     )
 
 

@@ -1,0 +1,62 @@
+"""Values as they are written, and which teacher can be judged; whole plans are tested in test_compare.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import save_detector
+from tests.evaluation.test_comparison import comparison  # noqa: F401
+from tests.lively import save_tiny_detr
+from yolokd.errors import UserError
+from yolokd.evaluation.comparison import Comparison
+from yolokd.evaluation.planning import _judged, read_jobs, read_seeds, read_switch
+from yolokd.evaluation.splits import EvalSplit
+
+
+@pytest.mark.parametrize(("value", "seeds"), [(1, [0]), (5, [0, 1, 2, 3, 4]), ((3, 0), [3, 0]), ([7], [7])])
+def test_seeds(value: Any, seeds: list[int]) -> None:
+    assert read_seeds(value) == seeds
+
+
+@pytest.mark.parametrize(
+    ("value", "device", "jobs"),
+    [(None, None, 1), (None, "cpu", 1), (None, "0,1", 2), (None, (0, 1, 2), 3), (4, "0,1", 4), (2, None, 2)],
+)
+def test_jobs(value: Any, device: Any, jobs: int) -> None:
+    assert read_jobs(value, device) == jobs
+
+
+@pytest.mark.parametrize(("value", "on"), [("on", True), (True, True), ("off", False), (False, False), ("none", False)])
+def test_switch(value: Any, on: bool) -> None:
+    assert read_switch("robustness", value) is on
+
+
+@pytest.mark.parametrize("value", [2, "yes", None])
+def test_no_switch(value: Any) -> None:
+    with pytest.raises(UserError, match="is neither on nor off"):
+        read_switch("robustness", "" if value is None else value)
+
+
+def test_which_teacher_is_judged(
+    comparison: Comparison,  # noqa: F811
+    toy_data: Path,
+    toy_teacher: Path,
+    tmp_path: Path,
+) -> None:
+    detr = save_tiny_detr(tmp_path / "detr.pt")
+    strange = save_detector("yolo11n.yaml", tmp_path / "strange.pt", {0: "cat"})
+    here = replace(comparison, split=EvalSplit(str(toy_data), "val"))
+    for teacher, judged in (
+        (toy_teacher, str(toy_teacher)),
+        (f"{toy_teacher}:red", str(toy_teacher)),
+        (f"{toy_teacher},{strange}", ""),  # several have no AP of their own
+        ("self", ""),
+        ("", ""),
+        (detr, ""),  # Ultralytics' detection validator does not decode it
+        (strange, ""),  # no class of the data
+    ):
+        assert _judged(replace(here, teacher=str(teacher))) == judged, teacher
