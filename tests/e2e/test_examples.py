@@ -118,6 +118,22 @@ def test_summary_against_another_arm(capsys: Any) -> None:
     assert "to native" in lines["plain"]
 
 
+def test_evidence_and_again(lively: Path, toy_student: Path, toy_data: Path, tmp_path: Path, capsys: Any) -> None:
+    data = yaml.safe_load(toy_data.read_text())
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({**data, "test": data["val"]}))
+    words = (tmp_path / "toy.yaml", lively, toy_student, tmp_path / "out", "seeds=1", "epochs=1", "imgsz=64", "batch=4")
+    words += ("teacher_epochs=1", "device=cpu", "robustness=off")
+    run("benchmarks/evidence.py", *words)
+    table = list(csv.DictReader((tmp_path / "out/runs.csv").open()))
+    assert [(row["arm"], row["seed"]) for row in table] == [(a, "0") for a in ("plain", "native", "yolokd", "replay")]
+    assert all(0 <= float(row["ap"]) <= 1 and float(row["seconds"]) > 0 for row in table)
+    assert (tmp_path / "out/comparison/report.html").is_file()
+    assert yaml.safe_load((tmp_path / "out/compare.yaml").read_text())
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.pt")}
+    run("benchmarks/evidence.py", *words)  # nothing is trained again
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.pt")} == before
+
+
 def test_loss_cost(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
     options = ("teacher=yolo11s.yaml", "imgsz=64", "batch=2", "rounds=1", "device=cpu", "each=cls,crosskd")
