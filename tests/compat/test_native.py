@@ -23,8 +23,8 @@ def test_the_student_in_ultralytics_wrapper(toy_teacher: Path, toy_student: Path
 
 
 def test_a_pair_that_works(toy_teacher: Path, toy_student: Path) -> None:
-    refuse_native_pair(toy_teacher, toy_student)
-    refuse_native_pair(toy_teacher, "yolo11n.yaml")
+    assert refuse_native_pair(toy_teacher, toy_student) is None  # type: ignore[func-returns-value]
+    assert refuse_native_pair(toy_teacher, "yolo11n.yaml") is None  # type: ignore[func-returns-value]
 
 
 def test_pairs_that_do_not(

@@ -116,7 +116,7 @@ class Child:
 
 
 def run_all(
-    todo: Sequence[tuple[str, int]],
+    wanted: Sequence[tuple[str, int]],
     places: Sequence[Slot],
     start: Callable[[tuple[str, int], Slot], Child],
     ended: Callable[[tuple[str, int], int], None],
@@ -124,12 +124,12 @@ def run_all(
     """Run everything, as many at once as there are slots, in the given order.
 
     Args:
-        todo: runs as (arm, seed).
+        wanted: runs as (arm, seed).
         places: the parts of the machine.
         start: starts a run in a slot.
         ended: told of each run's exit code, in the order in which they end.
     """
-    waiting, free, running = list(todo), list(places), dict[tuple[str, int], Child]()
+    waiting, free, running = list(wanted), list(places), dict[tuple[str, int], Child]()
     try:
         while waiting or running:
             while waiting and free:
