@@ -40,7 +40,7 @@ def good(toy_teacher: Path, toy_student: Path, toy_data: Path, **changes: str) -
         ({"teacher": "yolo11x.pt"}, "teacher=yolo11x.pt is not here", "Put the file into"),
         ({"student": "yolo11nn.yaml"}, "student=yolo11nn.yaml", "yolo11n.yaml"),
         ({"teacher_imgsz": "64"}, "the larger ones", "teacher_imgsz=1280"),
-        ({"teacher_weights": "1,2"}, "each of 1 teachers", "teacher_weights=2,1"),
+        ({"teacher_weights": "1,2"}, "and here is one", "Leave it out."),
         ({"teacher": "a.pt,,b.pt"}, "an empty place", "A.pt,B.pt"),
         ({"teacher": "self,b.pt"}, "teacher=self cannot be one of several", "self"),
         ({"kd_start": "1"}, "leaves none with distillation", "below"),

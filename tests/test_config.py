@@ -223,7 +223,6 @@ def test_balance_needs_epochs_after_the_ramp() -> None:
     [
         {"teacher": "a.pt:red+dark blue,b.pt:green", "teacher_weights": [1 / 3, 2 / 3]},
         {"teacher": ["a.pt", "b.pt"], "teacher_weights": "2,1e-3"},
-        {"teacher": "t.pt", "teacher_weights": 2},
         {"teacher": "self:levels", "kd_start": 3},
         {"teacher": "self", "teacher_imgsz": 1280, "teacher_every": 4, "teacher_compile": True},
     ],
@@ -244,6 +243,7 @@ def test_teachers_as_text_and_as_list() -> None:
 @pytest.mark.parametrize(
     ("ours", "said"),
     [
+        ({"teacher": "t.pt", "teacher_weights": 2}, "weighs several teachers, and here is one"),
         ({"teacher": "a.pt,b.pt", "teacher_weights": "1"}, "is not a positive number for each of 2 teachers"),
         ({"teacher": "a.pt,b.pt", "teacher_weights": "1,0"}, "is not a positive number for each of 2 teachers"),
         ({"teacher": "a.pt,b.pt", "teacher_weights": "1,x"}, "is not a positive number"),

@@ -75,6 +75,9 @@ def teacher_weights(ours: Mapping[str, Any], teachers: int, problems: Problems) 
     value = ours.get("teacher_weights")
     if value in (None, ""):
         return ()
+    if teachers == 1:
+        problems.add(f"teacher_weights={value} weighs several teachers, and here is one", "Leave it out.")
+        return ()
     words = list(value) if isinstance(value, (list, tuple)) else str(value).split(",")
     try:
         weights = tuple(float(word) for word in words)

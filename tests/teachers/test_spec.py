@@ -45,6 +45,9 @@ def test_read(text: str, specs: list[tuple[str, tuple[str, ...], str]]) -> None:
         ("a.pt:dog+", "names no class"),
         ("self,a.pt", "one of several"),
         ("a.pt,self:levels", "one of several"),
+        ("self:level", "did you mean self:levels"),
+        ("Self", "did you mean self"),
+        ("born_again", "did you mean born-again"),
     ],
 )
 def test_refused(text: str, said: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+_WORDS = ("self", "self:levels", "born-again")  # that name no file
 _FILES = (".pt", ".onnx", "_openvino_model", ".xml")  # what a colon with class names can follow
 
 
@@ -48,7 +50,8 @@ def read_teachers(text: str) -> tuple[TeacherSpec, ...]:
     """Read ``a.pt``, ``a.pt,b.pt``, ``a.pt:person+car,b.pt:dog``, ``self`` or ``self:levels``.
 
     Raises:
-        ValueError: in words; an empty place, a class list without a class, ``self`` beside another teacher.
+        ValueError: in words; an empty place, a class list without a class, ``self`` beside another teacher, or
+            a word that is nearly one of these.
     """
     words = [str(text)] if Path(str(text)).is_file() else str(text).split(",")  # a path may have a comma in it
     specs = [_read(word.strip()) for word in words]
@@ -62,6 +65,9 @@ def _read(word: str) -> TeacherSpec:
         raise ValueError("teacher= has an empty place between two commas")
     if word in ("self", "self:levels"):
         return TeacherSpec("self", levels=word != "self")
+    near = difflib.get_close_matches(word, _WORDS, 1, 0.75)
+    if near and near[0] != word and not Path(word).exists():
+        raise ValueError(f"teacher={word} is no file; did you mean {near[0]}?")
     path, colon, names = word.rpartition(":")
     if not colon or not path.rstrip("/\\").endswith(_FILES) or "/" in names or "\\" in names:
         return TeacherSpec(word)  # a drive letter, a URL, a name
