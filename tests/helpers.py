@@ -100,7 +100,8 @@ class Scene:
     def twice(self) -> Scene:
         """The batch repeated; the teacher's head answers for any batch."""
         a, batch = self.assigned, len(self.assigned.weight)
-        whole = {f.name: getattr(a, f.name) for f in fields(a) if f.name not in {"anchors", "strides", "normalizer"}}
+        other = {"anchors", "strides", "normalizer", "seen"}
+        whole = {f.name: getattr(a, f.name) for f in fields(a) if f.name not in other}
         both = {name: torch.cat([value, value]) for name, value in whole.items()}
         both["gt_image"][len(a.gt_image) :] += batch
         both["normalizer"] = both["weight"].sum().clamp(min=1)

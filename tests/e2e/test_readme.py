@@ -24,7 +24,7 @@ SHORT = {
     "cache": ["imgsz=64", "device=cpu"],
     "compare": ["seeds=1", "epochs=1", "imgsz=64", "batch=4", "device=cpu", "robustness=off"],
 }
-IN_CI = {"pip install -e . && yolokd demo", 'pip install -e ".[dev]" && pytest -n auto'}
+IN_CI = {"pip install -e . && yolokd demo", 'pip install -e ".[dev]" && pytest -n auto --dist worksteal'}
 
 
 @pytest.fixture(scope="module")
