@@ -205,6 +205,21 @@ def test_what_an_rtdetr_cannot_do(
     assert remedy in second
 
 
+def test_a_run_folder_under_a_file(
+    refused: Callable[..., tuple[str, str]], toy_teacher: Path, toy_student: Path, toy_data: Path, here: Path
+) -> None:
+    (here / "run").write_text("a file")  # project=
+    first, second = refused(*good(toy_teacher, toy_student, toy_data))
+    assert "cannot be written to" in first
+    assert "project=" in second
+
+
+def test_report_of_nothing(refused: Callable[..., tuple[str, str]]) -> None:
+    first, second = refused("report")
+    assert "needs the folder of a comparison, or of a run" in first
+    assert "yolokd report runs/" in second
+
+
 def no_checkpoint(file: Path, good_file: Path) -> str:
     file.write_text("this is no checkpoint")
     return "not a PyTorch checkpoint"

@@ -183,7 +183,9 @@ def _report(pairs: dict[str, Any]) -> None:
     from yolokd import api
 
     refuse_unknown(pairs, ["folder"])
-    _need(pairs, "report", ["folder"])
+    if not pairs.get("folder"):
+        example = f"For example: {texts.MODES['report'][2][0]}"
+        raise UserError("yolokd report needs the folder of a comparison, or of a run.", example)
     print(api.report(**pairs))
 
 

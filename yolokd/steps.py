@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ultralytics.cfg import get_cfg, get_save_dir
 
 from yolokd.compat.checkpoint import find_checkpoint
 from yolokd.compat.files import atomic_replace
-from yolokd.errors import UserError
 from yolokd.keys import MANIFEST, OUR_KEYS
+from yolokd.manifest import manifest_text, read_manifest
 
 VERSION = 1
 WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
@@ -70,18 +69,11 @@ class Chain:
         Raises:
             UserError: it was damaged, or written by another version.
         """
-        file = folder / MANIFEST
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-            version = content.pop("version")
-            if version == VERSION:
-                return cls(folder=folder, steps=[Step(**step) for step in content.pop("steps")], **content)
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
-            raise UserError(f"{file} cannot be read.", "Start a new run.") from None
-        raise UserError(
-            f"{file} was written by another version of yolokd (format {version}, here {VERSION}).",
-            "Resume with that version, or start a new run.",
-        )
+
+        def make(content: dict[str, Any]) -> Chain:
+            return cls(folder=folder, steps=[Step(**step) for step in content.pop("steps")], **content)
+
+        return read_manifest(folder / MANIFEST, VERSION, make, again="start a new run")
 
     def text(self) -> str:
         """What stands in ``chain.yaml``.
@@ -89,16 +81,7 @@ class Chain:
         Raises:
             UserError: a setting that YAML cannot hold.
         """
-        content = {"version": VERSION, **asdict(self)}
-        del content["folder"]  # it may be moved
-        try:
-            return str(yaml.safe_dump(content, sort_keys=False))
-        except yaml.YAMLError as error:
-            what = " ".join(str(part) for part in error.args)[:200]
-            raise UserError(
-                f"A setting cannot be written down for the later steps: {what}.",
-                "Give numbers, words, lists and dicts.",
-            ) from None
+        return manifest_text(asdict(self), VERSION)
 
     def save(self) -> None:
         """Write ``chain.yaml``, whole or not at all."""

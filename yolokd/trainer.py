@@ -86,8 +86,8 @@ class DistillationTrainer(SavingTrainer):
         folder = get_save_dir(self.args)
         self.args.save_dir = str(folder)
         recover(folder / "weights", forward=False)
-        # Of earlier trainings (exist_ok=True): resume would take this one for theirs.
-        (folder / MANIFEST).unlink(missing_ok=True)
+        if folder.is_dir():  # of earlier trainings (exist_ok=True): resume would take this one for theirs
+            (folder / MANIFEST).unlink(missing_ok=True)
         begin_folder(folder, RECIPE, self.config.to_yaml() + arguments_yaml(vars(self.args)))
 
     def train(self) -> Any:

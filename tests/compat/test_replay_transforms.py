@@ -21,23 +21,12 @@ from tests.compat.replays import (
     attached,
     build,
     hashes,
-    make_images,
     seed_all,
 )
 from yolokd.compat.replay import Landed, ReplayDataset, attach, landed
 from yolokd.compat.replay_carried import Carried
 from yolokd.compat.replay_transforms import KEY, carry
 from yolokd.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("boxes"))
-
-
-@pytest.fixture(scope="module")
-def polygons(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("polygons"), polygons=True)
 
 
 @pytest.mark.parametrize("kind", ["boxes", "polygons"])

@@ -177,9 +177,16 @@ def test_what_runs_where_may_be_said_anew_and_nothing_else(begin: Begin, machine
         ({"lr0": 0.5}, "began with no lr0, and now it is lr0=0.5."),
     ],
 )
-def test_another_comparison_under_the_same_name(begin: Begin, change: dict[str, Any], words: str) -> None:
+def test_another_comparison_under_the_same_name(
+    begin: Begin,
+    here: Path,
+    change: dict[str, Any],
+    words: str,
+) -> None:
     begin()
+    before = (here / "run/c/compare.yaml").read_text()
     refused(begin, words, **change)
+    assert (here / "run/c/compare.yaml").read_text() == before
 
 
 def test_a_file_that_has_changed(begin: Begin, machine: Machine, toy_data: Path, here: Path) -> None:  # noqa: F811
@@ -234,6 +241,7 @@ def test_a_folder_that_holds_something_else(begin: Begin, here: Path) -> None:
     (here / "run" / "d").mkdir()
     (here / "run" / "d" / "args.yaml").touch()
     refused(begin, "is there already, and it is no comparison", name="d")
+    assert [file.name for file in (here / "run" / "d").iterdir()] == ["args.yaml"]
 
 
 def test_without_a_name_every_comparison_has_a_new_folder(begin: Begin, runs_here: Path, toy_data: Path) -> None:

@@ -16,7 +16,9 @@ from yolokd.evaluation.robustness import robustness
 
 A = (0, 0, 100, 100)
 PIXELS = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-RUN: dict[str, Any] = {"split": "test", "imgsz": 96, "batch": 2, "device": "cpu"}
+MACHINE = {"device": "cpu"}
+JUDGING = {"split": "test", "imgsz": 96, "batch": 2, "trust": False, "iou": 0.6}
+RUN: dict[str, Any] = {**JUDGING, "machine": MACHINE}
 
 
 class Judge:
@@ -27,10 +29,10 @@ class Judge:
         self.hits = {"clean": 10, "fgsm": 1}
         self.dies_after = 10**6
 
-    def __call__(self, model: Path, data: Any, *, corrupt: Any = None, epsilon: float = 0, **arguments: Any) -> Any:
+    def __call__(self, model: Path, *, data: Any, corrupt: Any = None, epsilon: float = 0, **arguments: Any) -> Any:
         if len(self.calls) == self.dies_after:
             raise KeyboardInterrupt
-        assert arguments == RUN
+        assert arguments == {**JUDGING, **MACHINE}
         key = "fgsm" if epsilon else "clean" if corrupt is None else self.kind(corrupt(PIXELS, "a.jpg"))
         self.calls.append((Path(model).name, key))
         hits = self.hits.get(key, 5)

@@ -189,15 +189,17 @@ def test_robustness_of_the_first_seeds_that_all_have(
     monkeypatch.setattr(sections.robust, "robustness", robustness)
     whole = dict.fromkeys(range(6), 3)
     comparison = make({"plain": whole, "yolokd": {k: 4 for k in (1, 2, 4, 5)}, "native": {}}, seeds=6)
-    comparison.settings["device"] = "1,0"
+    comparison.settings |= {"device": "1,0", "workers": 1, "rect": False, "iou": 0.6, "lr0": 0.1}
+    comparison.trust = True
     for _ in range(2):
         assert sections.robustness(Outcomes(comparison)) == {"arms": {}}
     (call,) = calls
     assert list(call["models"]) == [f"{arm}/seed{k}" for k in (1, 2, 4) for arm in ("plain", "yolokd")]
     assert call["models"]["yolokd/seed4"] == comparison.folder / "yolokd/seed4/weights/best.pt"
     assert call["data"] == comparison.split.source
-    how = {key: call[key] for key in ("split", "imgsz", "batch", "device", "store")}
-    assert how == {"split": "test", "imgsz": 64, "batch": 4, "device": "1", "store": comparison.folder / "analysis"}
+    judging = {"split": "test", "imgsz": 64, "batch": 4, "rect": False, "iou": 0.6, "trust": True}  # lr0 judges nothing
+    where = {"store": comparison.folder / "analysis", "machine": {"device": "1", "workers": 1}}
+    assert {key: value for key, value in call.items() if key not in ("models", "data")} == judging | where
     for seed in (1, 2, 4, 5):
         (comparison.folder / f"yolokd/seed{seed}/result.json").unlink()
     finish(comparison, "native", 0, [0])

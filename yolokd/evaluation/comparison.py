@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import yolokd
 from yolokd.compat.files import atomic_replace
 from yolokd.errors import UserError
 from yolokd.evaluation.arms import Arm
 from yolokd.evaluation.splits import EvalSplit
+from yolokd.manifest import manifest_text, read_manifest
 
 MANIFEST = "compare.yaml"
 VERSION = 1
@@ -27,6 +27,8 @@ RESULT = "result.json"  # in the folder of a run, written last
 # What may be said anew when a comparison is continued: where and how it runs, not what it compares.
 CHANGEABLE = ("jobs", "robustness", "device", "workers")
 _NOT_COMPARED = ("folder", "jobs", "robustness", "machine", "command", "date", "judged")
+# Of the shared settings, those that say how a finished model is judged.
+_JUDGING = ("imgsz", "batch", "device", "workers", "classes", "rect", "conf", "iou", "max_det", "agnostic_nms")
 _VERSIONS = ("python", "torch", "ultralytics", "yolokd")
 
 
@@ -78,19 +80,13 @@ class Comparison:
         file = folder / MANIFEST
         if not file.is_file():
             raise UserError(f"{folder} holds no comparison (no {MANIFEST}).", "Give the folder of a comparison.")
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-            written_by = content.pop("version")
-            if written_by == VERSION:
-                arms = [Arm(**arm) for arm in content.pop("arms")]
-                split, seeds = EvalSplit(**content.pop("split")), [int(seed) for seed in content.pop("seeds")]
-                return cls(folder=folder.resolve(), arms=arms, seeds=seeds, split=split, **content)
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError):
-            raise UserError(f"{file} cannot be read.", "Start a new comparison under another name=.") from None
-        raise UserError(
-            f"{file} was written by another version of yolokd (format {written_by}, here {VERSION}).",
-            "Continue with that version, or start a new comparison under another name=.",
-        )
+
+        def make(content: dict[str, Any]) -> Comparison:
+            arms = [Arm(**arm) for arm in content.pop("arms")]
+            split, seeds = EvalSplit(**content.pop("split")), [int(seed) for seed in content.pop("seeds")]
+            return cls(folder=folder.resolve(), arms=arms, seeds=seeds, split=split, **content)
+
+        return read_manifest(file, VERSION, make, again="start a new comparison under another name=")
 
     def text(self) -> str:
         """What stands in ``compare.yaml``.
@@ -98,17 +94,16 @@ class Comparison:
         Raises:
             UserError: a setting that YAML cannot hold.
         """
-        content = {"version": VERSION, **asdict(self)}
-        del content["folder"]  # it may be moved
-        try:
-            return str(yaml.safe_dump(content, sort_keys=False))
-        except yaml.YAMLError as error:
-            what = " ".join(str(part) for part in error.args)[:200]
-            raise UserError(f"A setting cannot be written down: {what}.", "Give numbers, words and lists.") from None
+        return manifest_text(asdict(self), VERSION)
 
     def save(self) -> None:
         """Write ``compare.yaml``, whole or not at all."""
         atomic_replace(self.folder / MANIFEST, lambda partial: partial.write_text(self.text(), encoding="utf-8"))
+
+    @property
+    def judging(self) -> dict[str, Any]:
+        """Of the settings, those that say how a finished model is judged: Ultralytics' validation arguments."""
+        return {key: self.settings[key] for key in _JUDGING if key in self.settings}
 
     @property
     def data(self) -> str:

@@ -8,9 +8,8 @@ from statistics import mean
 from typing import Any
 
 from yolokd.errors import UserError
-from yolokd.evaluation.report.single import Columns, read_results
+from yolokd.evaluation.results import RESULTS, Columns, read_results
 
-RESULTS = "results.csv"
 AP = "metrics/mAP50-95(B)"
 # The distillation terms and their gradient shares: the name of a term stands between.
 _LOSS, _SHARE = ("train/kd_", "_loss"), ("balance/", "_share")

@@ -30,10 +30,10 @@ def robustness(
     *,
     store: Path,
     split: str,
-    imgsz: int,
-    batch: int,
-    device: Any,
     seed: int = 0,
+    trust: bool = False,
+    machine: Mapping[str, Any] | None = None,
+    **judging: Any,
 ) -> dict[str, Any]:
     """Measure the AP of models on a split as it is, under 18 corruptions (`corruptions`) and under FGSM.
 
@@ -47,10 +47,10 @@ def robustness(
         data: data YAML.
         store: folder for what is measured, a file a model; it is made where it is missing.
         split: the split to judge on.
-        imgsz: pixels; corruptions are applied at this size.
-        batch: images at once.
-        device: as Ultralytics has it.
         seed: of what is random in the corruptions.
+        trust: load a checkpoint that references unknown globals.
+        machine: Ultralytics' ``device`` and ``workers``; a number measured with others is not measured again.
+        judging: Ultralytics' other validation arguments; corruptions are applied at ``imgsz``.
 
     Returns:
         ``arms``: for each arm ``clean``, ``corruptions`` (for each kind the AP at strength 1, 2, 3), ``fgsm``, ``mean``
@@ -60,7 +60,7 @@ def robustness(
     Raises:
         UserError: a model or the data cannot be read; there is no object to find; the images are not RGB.
     """
-    settings = {"data": str(data), "split": split, "imgsz": imgsz, "batch": batch, "seed": seed}
+    how = {**judging, "data": str(data), "split": split, "trust": trust}
     arms: dict[str, list[dict[str, float]]] = defaultdict(list)
     seeds = set()
     for run, model in models.items():
@@ -68,7 +68,7 @@ def robustness(
         seeds |= {int(number)} if number else set()
         file = store / f"robustness-{run.replace('/', '-')}.json"
         LOGGER.info(f"robustness of {run}: {len(_conditions(seed))} validations")
-        arms[arm].append(_measured(find_checkpoint(model, role="model"), file, settings, device))
+        arms[arm].append(_measured(find_checkpoint(model, role="model"), file, how, machine or {}, seed))
     summaries = {arm: _summary(runs) for arm, runs in arms.items()}
     return {"arms": summaries, "seeds": sorted(seeds), "strengths": _strengths()}
 
@@ -95,21 +95,22 @@ def _corrupted(image: Image, name: str, *, kind: str, strength: int, seed: int) 
     return corrupt(image, kind, strength, name=name, seed=seed)
 
 
-def _measured(model: Path, file: Path, settings: Mapping[str, Any], device: Any) -> dict[str, float]:
+def _measured(
+    model: Path, file: Path, how: Mapping[str, Any], machine: Mapping[str, Any], seed: int
+) -> dict[str, float]:
     """Return the AP of a model in every condition; what the file knows is not measured again."""
-    known = {"settings": {**settings, "model": sha256(model), "strengths": _strengths()}, "ap": {}}
+    known = {"settings": {**how, "seed": seed, "model": sha256(model), "strengths": _strengths()}, "ap": {}}
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.is_file():
         stored = json.loads(file.read_text(encoding="utf-8"))
         known = stored if stored["settings"] == known["settings"] else known
     done: dict[str, float] = known["ap"]
-    passed = {key: settings[key] for key in ("data", "split", "imgsz", "batch")}
-    for key, change in _conditions(settings["seed"]).items():
+    for key, change in _conditions(seed).items():
         if key not in done:
-            judged = validate_changed(model, **passed, device=device, **change)
+            judged = validate_changed(model, **how, **machine, **change)
             ap = coco_scores(from_labels(judged.images, judged.names)).ap
             if ap is None:
-                raise UserError(f"split={settings['split']} holds no object to find.", "Choose another eval_split.")
+                raise UserError(f"split={how['split']} holds no object to find.", "Choose another eval_split.")
             done[key] = ap
             atomic_replace(file, partial(_write, content=known))
     return done

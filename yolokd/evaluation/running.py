@@ -34,8 +34,6 @@ from yolokd.trainer import DistillationTrainer
 
 TRAINING = "training.json"  # in the folder of a run: what its processes have seen so far
 RESULT_VERSION = 1
-# Of the shared settings, those that say how a finished model is judged.
-_JUDGING = ("imgsz", "batch", "device", "workers", "classes", "rect", "conf", "iou", "max_det", "agnostic_nms")
 
 
 class Record:
@@ -166,9 +164,9 @@ def judge(comparison: Comparison, model: Path, file: Path) -> Validation:
     Returns:
         the pass over the images, in the order of their files.
     """
-    how = {key: comparison.settings[key] for key in _JUDGING if key in comparison.settings}
+    how = {**comparison.judging, "split": comparison.split.split, "trust": comparison.trust}
     with _labels(comparison):
-        passed = validate(model, comparison.data, split=comparison.split.split, trust=comparison.trust, **how)
+        passed = validate(model, comparison.data, **how)
     passed.images.sort(key=lambda image: str(image.file))
     save(file, passed.images, passed.names)
     return passed

@@ -171,18 +171,20 @@ def _best(outcomes: Outcomes) -> str:
 
 def robustness(outcomes: Outcomes) -> dict[str, Any] | None:
     """AP of every arm on corrupted and attacked images, over the first seeds that all arms have; None without any."""
-    comparison, settings = outcomes.comparison, outcomes.comparison.settings
+    comparison = outcomes.comparison
     arms = list(_done(outcomes))
     seeds = outcomes.seeds(*arms)[:ROBUST_SEEDS]
     if not seeds:
         return None
     runs = {f"{arm}/seed{seed}": comparison.run_folder(arm, seed) for seed in seeds for arm in arms}
     models = {name: folder / "weights" / "best.pt" for name, folder in runs.items()}
-    how = {"split": comparison.split.split, "imgsz": settings["imgsz"], "batch": settings["batch"]}
-    device = next(iter(devices_of(settings.get("device"))), None)
+    machine = {"device": next(iter(devices_of(comparison.settings.get("device"))), None)}
+    machine |= {"workers": comparison.settings["workers"]} if "workers" in comparison.settings else {}
+    how = {key: value for key, value in comparison.judging.items() if key not in ("device", "workers")}
+    how |= {"split": comparison.split.split, "trust": comparison.trust}
 
     def make() -> dict[str, Any]:
-        return robust.robustness(models, comparison.data, store=folder_of(outcomes), device=device, **how)
+        return robust.robustness(models, comparison.data, store=folder_of(outcomes), machine=machine, **how)
 
     made_from = [how, *(outcomes.digests(arm, seeds) for arm in arms)]
     return stored(folder_of(outcomes) / "robustness.json", made_from, make)  # type: ignore[no-any-return]

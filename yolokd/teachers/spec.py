@@ -67,7 +67,7 @@ def _read(word: str) -> TeacherSpec:
         return TeacherSpec("self", levels=word != "self")
     near = difflib.get_close_matches(word, _WORDS, 1, 0.75)
     if near and near[0] != word and not Path(word).exists():
-        raise ValueError(f"teacher={word} is no file; did you mean {near[0]}?")
+        raise ValueError(f"teacher={word} is no file; did you mean {near[0]}")
     path, colon, names = word.rpartition(":")
     if not colon or not path.rstrip("/\\").endswith(_FILES) or "/" in names or "\\" in names:
         return TeacherSpec(word)  # a drive letter, a URL, a name

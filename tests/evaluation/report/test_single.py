@@ -8,7 +8,7 @@ import yaml
 from tests.evaluation.report.test_page import Page
 from yolokd.errors import UserError
 from yolokd.evaluation.report import write_report, write_run_report
-from yolokd.evaluation.report.single import read_results
+from yolokd.evaluation.results import read_results
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 PLAIN = "epoch,time,train/box_loss,train/cls_loss,metrics/precision(B),metrics/recall(B),metrics/mAP50(B),"

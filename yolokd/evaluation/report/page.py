@@ -12,8 +12,9 @@ from yolokd.evaluation.report.contents import FILE, TEACHER, read_report
 from yolokd.evaluation.report.drawing import styles
 from yolokd.evaluation.report.markdown import MARKDOWN, comparison_markdown
 from yolokd.evaluation.report.rendering import HTML, render, write
-from yolokd.evaluation.report.single import RESULTS, write_run_report
+from yolokd.evaluation.report.single import write_run_report
 from yolokd.evaluation.report.words import LEAST_SEEDS
+from yolokd.evaluation.results import RESULTS
 
 _Judged: TypeAlias = Sequence[Mapping[str, Any]]
 MOST_AUDITED = 24  # pictures of the label audit; the rest is in report.json
