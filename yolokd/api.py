@@ -11,6 +11,7 @@ from yolokd.compat.larger import asked_side, training_side
 from yolokd.config import build_config
 from yolokd.demo import run_demo
 from yolokd.errors import UserError
+from yolokd.evaluation.analysis import bring_up_to_date
 from yolokd.evaluation.coco import evaluate as evaluate_model
 from yolokd.evaluation.coco import evaluation_table
 from yolokd.evaluation.compare import Compared
@@ -69,8 +70,8 @@ def compare(
         student: a ``.pt`` file or a model YAML.
         teacher: as in `distill`.
         data: a data YAML.
-        **args: ``arms``, ``seeds``, ``eval_split``, ``jobs``, ``robustness``, ``resume`` (see `evaluation.compare`),
-            yolokd's other keys and every train argument of Ultralytics.
+        **args: ``arms``, ``seeds``, ``eval_split``, ``jobs``, ``robustness``, ``backend``, ``resume`` (see
+            `evaluation.compare`), yolokd's other keys and every train argument of Ultralytics.
 
     Returns:
         the folder, with ``report.html`` in it, and what the report says.
@@ -88,14 +89,15 @@ def report(folder: str | Path) -> Path:
     """Write ``report.html`` and ``report.md`` of a comparison or of a training: ``yolokd report``.
 
     Args:
-        folder: of a finished comparison, or of a run.
+        folder: of a comparison, finished or not, or of a run.
 
     Returns:
         the HTML file; it needs no other file and no network.
 
     Raises:
-        UserError: the folder is neither, or what it holds is damaged or not finished.
+        UserError: the folder is neither, what it holds is damaged, or no run of the comparison is finished.
     """
+    bring_up_to_date(Path(folder))
     return write_report(Path(folder))
 
 
@@ -113,7 +115,8 @@ def evaluate(
         data: a data YAML.
         teacher: another model, to say which share of its mAP the first one keeps.
         annotations: COCO's own JSON of the images; else the boxes come from the labels.
-        **args: ``split``, ``imgsz``, ``batch``, ``device``, ``trust`` and Ultralytics' other val arguments.
+        **args: ``split``, ``imgsz``, ``batch``, ``device``, ``trust``, ``backend`` and Ultralytics' other val
+            arguments.
 
     Returns:
         a table.

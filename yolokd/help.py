@@ -47,7 +47,7 @@ MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "compare": (
         "was it worth it: every arm with every seed, judged on images that training never saw",
-        "teacher= student= data= [arms= seeds= eval_split= jobs= robustness=] and the keys of train; or resume=",
+        "teacher= student= data= [arms= seeds= eval_split= jobs= robustness= backend=] and train's keys; or resume=",
         (
             "yolokd compare teacher=yolo11x.pt student=yolo11n.pt data=my.yaml seeds=5 name=worth",
             "yolokd compare resume=runs/detect/worth",

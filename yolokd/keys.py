@@ -49,6 +49,7 @@ COMPARE_KEYS: dict[str, str] = {
     "eval_split": "the images that judge (test; without one a fifth of the training images is held out)",
     "jobs": "runs at once; cores are divided, of device=0,1 each run has one",
     "robustness": "off leaves that part out",
+    "backend": "faster-coco-eval computes the same AP as pycocotools faster (pip install yolokd[fast])",
     "resume": "folder of a comparison that was cut off",
 }
 PEERS = "peers"  # it asks for several trainings at the same time (yolokd.peers)

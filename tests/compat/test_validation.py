@@ -63,6 +63,17 @@ def test_a_class_that_the_model_lacks_is_missed_and_named(toy_data: Path, toy_st
     assert {c for image in run.images for c in image.true_classes} == {0, 1, 2}  # none of the labels is dropped
 
 
+def test_a_class_map_names_what_the_names_do_not_tell(toy_data: Path, toy_student: Path, tmp_path: Path) -> None:
+    plain = validate(toy_student, toy_data, **RUN)
+    data = renamed(toy_data, tmp_path, ["sofa", "green", "table"])
+    mapped = validate(toy_student, data, class_map={"red": "table", "blue": "sofa"}, **RUN)
+    assert mapped.unknown == ()
+    for a, b in zip(plain.images, mapped.images, strict=True):
+        assert (2 - a.classes).tolist() == b.classes.tolist()
+    swapped = validate(toy_student, toy_data, class_map={"red": "blue", "blue": "red"}, **RUN)  # of equal names too
+    assert (2 - plain.images[0].classes).tolist() == swapped.images[0].classes.tolist()
+
+
 def test_no_shared_class_is_refused(toy_data: Path, toy_student: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="share no class name"):
         validate(toy_student, renamed(toy_data, tmp_path, ["sofa", "chair", "table"]), **RUN)

@@ -11,7 +11,7 @@ import pytest
 from tests.evaluation.judged import MACHINE, VERSIONS, finish, judged
 from yolokd.errors import UserError
 from yolokd.evaluation import sections
-from yolokd.evaluation.analysis import analyse
+from yolokd.evaluation.analysis import analyse, bring_up_to_date
 from yolokd.evaluation.compare import table
 from yolokd.evaluation.report.contents import read_report
 from yolokd.evaluation.report.page import write_report
@@ -150,6 +150,31 @@ def test_an_interrupted_comparison(tmp_path: Path) -> None:
     assert report["verdict"]["text"].startswith("1 seed: too few for a verdict; yolokd against plain: +29.70 points")
     assert "native" not in {*report["curves"], *report["speed"], *report["calibration"], *report["fairness"]}
     write_report(comparison.folder)
+
+
+def test_a_report_of_a_comparison_that_goes_on(tmp_path: Path, asked: list[str]) -> None:
+    comparison = judged(tmp_path / "c", {**RUNS, "yolokd": {0: 6}})
+    folder = comparison.folder
+
+    def seeds() -> int:
+        report = json.loads((folder / "report.json").read_text())
+        return len(by_name(report)["yolokd"]["seeds_done"])
+
+    bring_up_to_date(folder)  # there was none
+    assert seeds() == 1
+    assert "robustness" not in asked  # it takes long
+    assert "Robustness was not measured." in write_report(folder).read_text()
+    finish(comparison, "yolokd", 1, range(8))
+    bring_up_to_date(folder)
+    assert seeds() == 2
+    whole = (folder / "report.json").stat().st_mtime_ns
+    bring_up_to_date(folder)
+    bring_up_to_date(tmp_path)  # no comparison
+    assert (folder / "report.json").stat().st_mtime_ns == whole
+    (folder / "report.json").write_text("{")
+    bring_up_to_date(folder)
+    with pytest.raises(UserError, match="cannot be read"):
+        write_report(folder)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -101,6 +101,10 @@ def test_a_gain_of_native_that_is_none(teacher: str, dis: Any) -> None:
         ("imgsz", 96, "cannot be compared"),
         ("fraction", 0.5, "cannot be compared"),
         ("time", 1, "cannot be compared"),
+        ("single_cls", True, "cannot be compared"),
+        ("classes", [0], "cannot be compared"),
+        ("patience", 1, "different numbers of epochs"),
+        ("pretrained", "x.pt", "from the same weights"),
         ("student", "x.pt", "from the same weights"),
         ("model", "x.pt", "from the same weights"),
         ("split", "test", "choose best.pt on other images"),
@@ -114,8 +118,13 @@ def test_a_recipe_that_would_make_the_arms_incomparable(teacher: str, key: str, 
         read_arms(f"plain,{mine}", {"teacher": teacher})
 
 
+def test_an_empty_key_of_a_recipe_is_not_given(teacher: str) -> None:
+    mine = read_arms(["plain", recipe("mine.yaml", losses="cls", freeze=None, seed=None)], {"teacher": teacher})[1]
+    assert (mine.keys["losses"], "freeze" in mine.keys, "seed" in mine.keys) == ("cls", False, False)
+
+
 def test_names_that_are_taken_or_mixed_up(teacher: str) -> None:
-    for name in ("plain.yaml", "teacher.yaml", "analysis.yaml"):
+    for name in ("plain.yaml", "teacher.yaml", "analysis.yaml", "truth.yaml"):
         with pytest.raises(UserError, match="is taken"):
             read_arms(["plain", recipe(name, losses="cls")], {"teacher": teacher})
     Path("sub").mkdir()

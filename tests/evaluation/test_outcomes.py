@@ -80,6 +80,19 @@ def test_the_teacher(tmp_path: Path) -> None:
     assert Outcomes(comparison).judged_teacher() is None
 
 
+def test_a_run_that_is_not_like_the_others(tmp_path: Path) -> None:
+    comparison = judged(tmp_path, {"plain": {0: 3, 1: 3, 2: 3, 3: 3}}, seeds=4)
+    finish(comparison, "plain", 1, range(3), batch=2, processes=1, machine=comparison.machine)
+    finish(comparison, "plain", 2, range(3), batch=4, processes=3)
+    finish(comparison, "plain", 3, range(3), machine={**comparison.machine, "gpu": "another"})
+    assert Outcomes(comparison).arm(comparison.arm("plain"))["unlike"] == [
+        "plain, seed 1: memory was short, so it trained with batch=2 in place of 4",
+        "plain, seed 2: cut off and resumed 2 times: from there on it saw the images in another order than the runs "
+        "beside it",
+        "plain, seed 3: trained on another machine (another)",
+    ]
+
+
 def test_the_same_start(tmp_path: Path) -> None:
     comparison = judged(tmp_path, {"plain": {0: 5, 1: 5}, "yolokd": {0: 5, 1: 5}, "mine": {0: 5}, "native": {2: 5}})
     finish(comparison, "yolokd", 1, range(5), start_sha256="another")

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from ultralytics import YOLO
 
 from tests.conftest import save_detector
 from tests.evaluation.test_comparison import comparison  # noqa: F401
 from tests.lively import save_tiny_detr
 from yolokd.errors import UserError
+from yolokd.evaluation.arms import Arm
 from yolokd.evaluation.comparison import Comparison
-from yolokd.evaluation.planning import _judged, read_jobs, read_seeds, read_switch
+from yolokd.evaluation.planning import _judged, plan, read_jobs, read_seeds, read_switch
 from yolokd.evaluation.splits import EvalSplit
 
 
@@ -49,6 +52,8 @@ def test_which_teacher_is_judged(
 ) -> None:
     detr = save_tiny_detr(tmp_path / "detr.pt")
     strange = save_detector("yolo11n.yaml", tmp_path / "strange.pt", {0: "cat"})
+    partial = save_detector("yolo11n.yaml", tmp_path / "partial.pt", {0: "red", 1: "lime", 2: "blue"})
+    YOLO("yolo11n-seg.yaml").save(segmenter := tmp_path / "seg.pt")
     here = replace(comparison, split=EvalSplit(str(toy_data), "val"))
     for teacher, judged in (
         (toy_teacher, str(toy_teacher)),
@@ -58,5 +63,29 @@ def test_which_teacher_is_judged(
         ("", ""),
         (detr, ""),  # Ultralytics' detection validator does not decode it
         (strange, ""),  # no class of the data
+        (partial, ""),  # what it does not know would count as its AP, 0
+        (segmenter, ""),  # masks stand beside its boxes
     ):
         assert _judged(replace(here, teacher=str(teacher))) == judged, teacher
+    named = replace(here, teacher=str(partial), arms=[Arm("yolokd", "yolokd", "yolokd", {"class_map": "lime:green"})])
+    assert _judged(named) == str(partial)
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "words"),
+    [
+        ({"names": ["a", "b", "a"]}, {}, "has two classes called a"),
+        ({"channels": 1}, {}, "has images with 1 channels"),
+        ({}, {"backend": "cocoapi"}, "backend=cocoapi is not known"),
+    ],
+)
+def test_what_would_be_found_out_only_at_the_end(
+    toy_data: Path, toy_student: Path, tmp_path: Path, changes: dict[str, Any], asked: dict[str, Any], words: str
+) -> None:
+    data = tmp_path / "data.yaml"
+    data.write_text(yaml.safe_dump(yaml.safe_load(toy_data.read_text()) | {"path": str(toy_data.parent)} | changes))
+    given = {"student": str(toy_student), "data": str(data), "teacher": str(toy_student), "eval_split": "val", **asked}
+    with pytest.raises(UserError, match=words):
+        plan(given)
+    if "channels" in changes:
+        assert not plan({**given, "robustness": "off"})[0].robustness

@@ -155,19 +155,32 @@ def test_the_teacher_is_judged_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[Any] = []
+    tools: list[str] = []
+    scored = running.coco_scores
 
     def validate(model: Path, data: str, **how: Any) -> Validation:
-        calls.append(model)
+        calls.append((model, how["class_map"], how["imgsz"]))
         return Validation(names={0: "a"}, images=[image("a.jpg")], map=0.9, unknown=("b",))
 
+    def scores(data: Any, *, backend: str) -> Any:
+        tools.append(backend)
+        return scored(data)
+
     monkeypatch.setattr(running, "validate", validate)
+    monkeypatch.setattr(running, "coco_scores", scores)
+    comparison.settings["imgsz"], comparison.backend = 64, "faster-coco-eval"
+    # As it teaches.
+    keys = {"class_map": "puppy:dog", "teacher_imgsz": 128}
+    comparison.arms = [Arm("plain", "plain", "plain"), Arm("yolokd", "yolokd", "yolokd", keys)]
     comparison.judged = str(tmp_path / "t.pt")
     (tmp_path / "t.pt").write_text("t")
     for _ in range(2):
         running.judge_teacher(comparison)
-    assert calls == [tmp_path / "t.pt"]
+    assert calls == [(tmp_path / "t.pt", {"puppy": "dog"}, 128)]
+    assert tools == ["faster-coco-eval"]
     result = comparison.result("teacher", 0)
     assert result is not None
     assert result["scores"]["best"]["ap"] == pytest.approx(1.0)
     assert result["scores"]["best"]["ultralytics"] == {"map": 0.9, "map50": 0.0}
+    assert result["imgsz"] == 128
     assert (result["unknown"], result["train_seconds"], result["size"]) == (["b"], None, 1)

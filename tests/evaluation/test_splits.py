@@ -19,7 +19,7 @@ from yolokd.evaluation.splits import EVERY, EvalSplit, choose_split, data_files,
 
 def make_set(root: Path, train: list[str], **more: Any) -> Path:
     """A data YAML whose training images have these label texts; the images are empty files."""
-    for split, texts in {"train": train, "val": ["0 .5 .5 .1 .1"]}.items():
+    for split, texts in {"train": train, "val": [label(0)], "unseen": [label(1)], "bare": [""]}.items():
         for kind in ("images", "labels"):
             (root / kind / split).mkdir(parents=True)
         for i, text in enumerate(texts):
@@ -75,12 +75,40 @@ def test_what_is_written_trains_without_the_images_that_judge(tmp_path: Path, to
 
 
 def test_a_test_split_is_taken_as_it_is(tmp_path: Path) -> None:
-    file = make_set(tmp_path, [label(0)] * 9, test="images/val")
+    file = make_set(tmp_path, [label(0)] * 9, test="images/unseen")
     split, _ = choose_split(file)
     assert split == EvalSplit(str(file), "test")
     write_held_out(split, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert split.yaml(tmp_path / "run") == str(file)
+
+
+def test_judging_images_that_training_saw(tmp_path: Path) -> None:
+    both = choose_split(make_set(tmp_path / "a", [label(0)] * 9, test=["images/unseen", "images/val"]))[0]
+    assert both.note.startswith("judged on test, of whose 2 images 1 are in val; val also chose the epoch of best.pt")
+    for name in ("test", "val"):
+        file = make_set(tmp_path / name, [label(0)] * 9, **{name: ["images/train", "images/unseen"]})
+        with pytest.raises(UserError, match=f"eval_split={name}: 9 of its 10 images are training images"):
+            choose_split(file, name)
+
+
+def test_a_test_split_without_labels_is_none(tmp_path: Path) -> None:
+    split, _ = choose_split(make_set(tmp_path, [label(0)] * 10, test="images/bare"))
+    assert split.held_out
+    assert split.note.startswith("the split test of data.yaml has no labels: 2 of its 10 training images judge")
+    (tmp_path / "run").mkdir()
+    write_held_out(split, tmp_path / "run")
+    data = check_data(split.yaml(tmp_path / "run"), "train", "val", "test")
+    assert [len(image_files(data, part)) for part in ("train", "val", "test")] == [8, 1, 2]
+
+
+def test_what_is_held_out_does_not_choose_best_pt(tmp_path: Path) -> None:
+    split, _ = choose_split(make_set(tmp_path, [label(0)] * 10, val="images/train"))
+    (tmp_path / "run").mkdir()
+    write_held_out(split, tmp_path / "run")
+    data = check_data(split.yaml(tmp_path / "run"), "train", "val", "test")
+    assert image_files(data, "val") == image_files(data, "train")
+    assert not set(image_files(data, "val")) & set(image_files(data, "test"))
 
 
 def test_val_is_allowed_and_said_to_be_optimistic(toy_data: Path) -> None:

@@ -144,6 +144,27 @@ def test_resamples_without_an_object_of_the_class_are_left_out() -> None:
     assert found.images_sd == pytest.approx(np.nanstd(differences, ddof=1))
 
 
+@pytest.mark.parametrize(("holding", "word"), [(1, ""), (9, ""), (10, "helps")])
+def test_a_class_in_few_images_has_no_verdict(holding: int, word: str) -> None:
+    """Resamples of one image are all alike: there the spread over images would be 0."""
+    cats = [image(f"c{i}.jpg", truth=[(LARGE, 0)], found=[(LARGE, 0.9, 0)]) for i in range(30)]
+    eels = [image(f"{i}.jpg", truth=[(LARGE, 2)], found=[(LARGE, 0.9, 2)]) for i in range(holding)]
+    blind = [image(f"{i}.jpg", truth=[(LARGE, 2)]) for i in range(holding)]
+    ours, theirs = [matched([*eels, *cats], NAMES)] * 3, [matched([*blind, *cats], NAMES)] * 3
+    found = paired(ours, theirs, category="eel", resamples=100)
+    assert (found.mean, found.verdict) == (pytest.approx(1), word)
+
+
+def test_of_a_class_those_images_count_that_hold_it() -> None:
+    cats = [image(f"c{i}.jpg", truth=[(LARGE, 0)], found=[(LARGE, 0.9, 0)]) for i in range(30)]
+    eels = [image(f"{i}.jpg", truth=[(LARGE, 2)], found=[(LARGE, 0.9, 2)]) for i in range(12)]
+    blind = [image(f"{i}.jpg", truth=[(LARGE, 2)]) for i in range(6)] + eels[6:]
+    ours, theirs = [matched([*eels, *cats], NAMES)] * 3, [matched([*blind, *cats], NAMES)] * 3
+    found = paired(ours, theirs, category="eel", resamples=500)
+    assert found.images_sd > 0.05
+    assert found.high - found.mean == pytest.approx(stats.t.ppf(0.975, 11) * found.images_sd)
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     split = [image("1.jpg", truth=[(LARGE, 0)], found=[(LARGE, 0.9, 0)]), image("2.jpg", truth=[(SMALL, 0)])]
     run = matched(split, NAMES)

@@ -37,6 +37,11 @@ DETR = "RTDETRDecoder"
 _TEACHERS = (*_DETECTORS, "Segment", "Segment26", DETR)
 
 
+def is_plain_detector(model: nn.Module) -> bool:
+    """Whether a loaded model answers with boxes alone: no masks beside, no RT-DETR."""
+    return type(model.model[-1]).__name__ in _DETECTORS  # type: ignore[index]
+
+
 def refuse_wrapped(model: nn.Module, path: str | Path, role: str) -> None:
     """Refuse a checkpoint of Ultralytics' own distillation in progress.
 

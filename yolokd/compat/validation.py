@@ -89,14 +89,24 @@ class CollectingValidator(DetectionValidator):  # type: ignore[misc]  # Ultralyt
     Args:
         sink: receives the images.
         match_names: False compares indices, as Ultralytics does.
+        class_map: the model's class name to the data set's, where they differ.
         args: Ultralytics' validation arguments.
         _callbacks: as Ultralytics passes them.
     """
 
-    def __init__(self, *, sink: Validation, match_names: bool = True, args: Any = None, _callbacks: Any = None) -> None:
+    def __init__(
+        self,
+        *,
+        sink: Validation,
+        match_names: bool = True,
+        class_map: Mapping[str, str] | None = None,
+        args: Any = None,
+        _callbacks: Any = None,
+    ) -> None:
         super().__init__(args=args, _callbacks=_callbacks)
         self.sink = sink
         self.match_names = match_names
+        self.class_map = class_map
         self.save_json_asked = bool(self.args.save_json)
         self.lookup: torch.Tensor | None = None
         self.names: dict[int, str]  # set by Ultralytics: the model's, before the loader is built
@@ -108,7 +118,7 @@ class CollectingValidator(DetectionValidator):  # type: ignore[misc]  # Ultralyt
             UserError: the two share no class, or the split holds no readable image.
         """
         if self.match_names and not self.args.single_cls:
-            self.lookup, self.sink.unknown = _class_lookup(self.names, self.sink.names)
+            self.lookup, self.sink.unknown = _class_lookup(self.names, self.sink.names, self.class_map)
             self.names = dict(self.sink.names)  # else Ultralytics drops labels above the model's class count
         try:
             loader = super().get_dataloader(dataset_path, batch_size)
@@ -174,12 +184,12 @@ class CollectingValidator(DetectionValidator):  # type: ignore[misc]  # Ultralyt
 
 
 def _class_lookup(
-    model_names: Mapping[int, str], data_names: Mapping[int, str]
+    model_names: Mapping[int, str], data_names: Mapping[int, str], class_map: Mapping[str, str] | None = None
 ) -> tuple[torch.Tensor | None, tuple[str, ...]]:
     """Return the data set's index of each class of the model (-1: not there), and the classes the model lacks."""
-    if dict(model_names) == dict(data_names):
+    if dict(model_names) == dict(data_names) and not class_map:
         return None, ()
-    mapping = ClassMap.by_name(model_names, data_names)
+    mapping = ClassMap.by_name(model_names, data_names, class_map)
     if not mapping.pairs:
         raise UserError(
             "Model and data share no class name: the model knows "
@@ -198,6 +208,7 @@ def validate(
     *,
     split: str = "val",
     match_names: bool = True,
+    class_map: Mapping[str, str] | None = None,
     trust: bool = False,
     **arguments: Any,
 ) -> Validation:
@@ -208,6 +219,7 @@ def validate(
         data: data YAML.
         split: the split to validate.
         match_names: compare classes by name; False compares their indices, as Ultralytics does.
+        class_map: the model's class name to the data set's, where they differ.
         trust: load a ``.pt`` whose pickle could run code.
         arguments: Ultralytics' validation arguments. No run folder is written unless one of them asks for files
             (``plots``, ``save_json``, ...) or places it (``project``, ``name``, ``save_dir``).
@@ -223,7 +235,8 @@ def validate(
         with nullcontext() if keep else tempfile.TemporaryDirectory(prefix="yolokd-val-") as folder:
             place = {} if folder is None else {"project": folder, "name": "val"}
             wanted = {"plots": False, "verbose": False, **place, **arguments, "data": str(data), "split": split}
-            scored = yolo.val(validator=partial(CollectingValidator, sink=sink, match_names=match_names), **wanted)
+            how: dict[str, Any] = {"sink": sink, "match_names": match_names, "class_map": class_map}
+            scored = yolo.val(validator=partial(CollectingValidator, **how), **wanted)
     sink.map, sink.map50 = float(scored.box.map), float(scored.box.map50)
     network: Any = yolo.model
     if isinstance(network, torch.nn.Module):

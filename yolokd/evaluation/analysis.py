@@ -13,7 +13,7 @@ from typing import Any
 from yolokd.compat.files import atomic_replace
 from yolokd.evaluation import curves, sections
 from yolokd.evaluation.arms import NATIVE, PLAIN
-from yolokd.evaluation.comparison import Comparison
+from yolokd.evaluation.comparison import MANIFEST, Comparison
 from yolokd.evaluation.outcomes import Outcomes
 from yolokd.evaluation.verdicts import verdict
 
@@ -21,14 +21,41 @@ REPORT = "report.json"
 VERSION = 1
 
 
-def analyse(folder: str | Path, *, robustness: bool = True) -> dict[str, Any]:
+def bring_up_to_date(folder: Path) -> None:
+    """Analyse a comparison again where runs have finished since ``report.json`` was written, or there is none.
+
+    Robustness takes long: it is taken up only where all is measured already (`yolokd compare resume=` measures it).
+
+    Args:
+        folder: of anything; what is no comparison stays as it is.
+
+    Raises:
+        UserError: as `analyse`.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    outcomes = Outcomes(Comparison.load(folder))
+    done = {arm: sorted(seeds) for arm, seeds in outcomes.results.items()}
+    try:
+        told = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        if {arm["name"]: sorted(arm["seeds_done"]) for arm in told["arms"]} == done:
+            return
+    except FileNotFoundError:
+        pass
+    except (ValueError, TypeError, KeyError):
+        return  # damaged: whoever reads it says so
+    analyse(folder, robustness=None)
+
+
+def analyse(folder: str | Path, *, robustness: bool | None = True) -> dict[str, Any]:
     """Compute everything about a comparison and write ``report.json``.
 
     It need not be finished: what is there is analysed, and two arms are compared on the seeds that both have.
 
     Args:
         folder: of the comparison.
-        robustness: measure it too; that takes twenty validations of each arm and seed (of three seeds at most).
+        robustness: measure it too; that takes twenty validations of each arm and seed (of three seeds at most). None:
+            not now.
 
     Returns:
         the content of ``report.json``.
@@ -55,7 +82,7 @@ def analyse(folder: str | Path, *, robustness: bool = True) -> dict[str, Any]:
         "fairness": sections.fairness(outcomes),
         "audit": sections.audit(outcomes),
         "examples": sections.examples(outcomes),
-        "robustness": sections.robustness(outcomes) if robustness else {"off": True},
+        "robustness": sections.robustness(outcomes) if robustness else None if robustness is None else {"off": True},
     }
     text = json.dumps(report, indent=1)
     atomic_replace(comparison.folder / REPORT, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -26,14 +26,15 @@ from yolokd.teachers.spec import read_teachers
 PLAIN, NATIVE, YOLOKD, RECIPE = "plain", "native", "yolokd", "recipe"
 DEFAULT_ARMS = f"{PLAIN},{NATIVE},{YOLOKD}"
 # Folders beside those of the arms.
-_TAKEN = ("teacher", "analysis", "audit", "note", PLAIN, NATIVE, YOLOKD)
+_TAKEN = ("teacher", "analysis", "audit", "note", "truth", PLAIN, NATIVE, YOLOKD)
 _FOR_ALL = ("teacher", "trust", "class_map")  # of yolokd's keys, those that recipes have from the command line
 # What a recipe may not say, and why.
 _EQUAL = "arms that differ in it cannot be compared"
 _PLACE = "the comparison says where its runs lie and where they run"
 _REFUSED = {
-    **dict.fromkeys(("data", "epochs", "time", "seed", "imgsz", "fraction"), _EQUAL),
-    **dict.fromkeys(("student", "model"), "all arms train the same student from the same weights"),
+    **dict.fromkeys(("data", "epochs", "time", "seed", "imgsz", "fraction", "single_cls", "classes"), _EQUAL),
+    **dict.fromkeys(("student", "model", "pretrained"), "all arms train the same student from the same weights"),
+    "patience": "the arms would train for different numbers of epochs",
     "split": "it would choose best.pt on other images than the other arms",
     **dict.fromkeys(("project", "name", "save_dir", "exist_ok", "resume", "device", "save"), _PLACE),
 }
@@ -109,7 +110,8 @@ def _read(word: str, ours: Mapping[str, Any], dis: Any) -> Arm:
 
 
 def _from_recipe(file: str, common: Mapping[str, Any]) -> Arm:
-    recipe, name = load_recipe(file, "arms"), Path(file).stem
+    # A key without a value is not given, as on the command line.
+    recipe, name = {k: v for k, v in load_recipe(file, "arms").items() if v is not None}, Path(file).stem
     if name in _TAKEN or name.startswith("."):
         raise UserError(f"arms={file}: the name {name} is taken.", "Rename the file; its arm is called by it.")
     if refused := [key for key in recipe if key in _REFUSED]:

@@ -15,6 +15,26 @@ BACKENDS = {
 }
 
 
+def coco_tool(backend: str) -> tuple[Any, Any]:
+    """Return a tool's ``COCO`` and ``COCOeval``.
+
+    Args:
+        backend: ``pycocotools`` or ``faster-coco-eval``.
+
+    Raises:
+        UserError: there is no such tool, or it is not installed.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"backend={backend} is not known.", f"Use one of {', '.join(BACKENDS)}.")
+    module, coco, eval_module, coco_eval = BACKENDS[backend]
+    try:
+        return getattr(import_module(module), coco), getattr(import_module(eval_module), coco_eval)
+    except ImportError as error:
+        raise UserError(
+            f"backend={backend} cannot be loaded: {error}", f"pip install {backend}, or leave backend= out."
+        ) from error
+
+
 def evaluator(data: CocoData, backend: str = "pycocotools") -> Any:
     """Return COCO's evaluation of boxes, fed but not yet run.
 
@@ -31,15 +51,7 @@ def evaluator(data: CocoData, backend: str = "pycocotools") -> Any:
     Raises:
         UserError: there is no such tool, or it is not installed.
     """
-    if backend not in BACKENDS:
-        raise UserError(f"backend={backend} is not known.", f"Use one of {', '.join(BACKENDS)}.")
-    module, coco, eval_module, coco_eval = BACKENDS[backend]
-    try:
-        make, judge = getattr(import_module(module), coco), getattr(import_module(eval_module), coco_eval)
-    except ImportError as error:
-        raise UserError(
-            f"backend={backend} cannot be loaded: {error}", f"pip install {backend}, or leave backend= out."
-        ) from error
+    make, judge = coco_tool(backend)
     truth, found = make(), make()
     truth.dataset = data.truth
     found.dataset = {**data.truth, "annotations": data.detections}

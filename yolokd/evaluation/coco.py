@@ -25,7 +25,7 @@ from typing import Any
 from yolokd.compat.checkpoint import find_checkpoint, load_detector
 from yolokd.compat.validation import validate
 from yolokd.evaluation.annotations import CocoData, from_json, from_labels
-from yolokd.evaluation.backends import evaluator
+from yolokd.evaluation.backends import coco_tool, evaluator
 
 # More classes than this are not listed one by one.
 MOST_CLASSES = 20
@@ -146,6 +146,7 @@ def evaluate(
     device: Any = "",
     match_names: bool = True,
     trust: bool = False,
+    backend: str = "pycocotools",
     **arguments: Any,
 ) -> Evaluation:
     """Evaluate a model with Ultralytics and with pycocotools in one pass over the images.
@@ -163,11 +164,13 @@ def evaluate(
         device: as Ultralytics says it: ``cpu``, ``0``, empty for the best there is.
         match_names: compare the model's classes with the data's by name; False: by index, as Ultralytics does.
         trust: load a ``.pt`` whose pickle could run code.
+        backend: the second tool: ``pycocotools``, or ``faster-coco-eval`` (the same numbers).
         arguments: Ultralytics' validation arguments (``conf``, ``iou``, ``max_det``, ``half``, ...).
 
     Raises:
         UserError: model, data or annotations are missing or not what they should be.
     """
+    coco_tool(backend)  # before the images are looked at
     path = safely_loaded(model, trust)
     passed = validate(
         path,
@@ -190,7 +193,7 @@ def evaluate(
         boxes=sum(not a["iscrowd"] for a in both.truth["annotations"]),
         map=passed.map,
         map50=passed.map50,
-        coco=coco_scores(both),
+        coco=coco_scores(both, backend=backend),
         parameters=passed.parameters,
         gflops=passed.gflops,
         size=file_bytes(path),

@@ -13,6 +13,7 @@ from ultralytics.utils import LOGGER
 
 from yolokd.compat.files import begin_folder
 from yolokd.errors import UserError
+from yolokd.evaluation.backends import coco_tool
 from yolokd.evaluation.children import Child, Slot, available_cores, last_words, run_all, slots
 from yolokd.evaluation.coco import aligned
 from yolokd.evaluation.comparison import CHANGEABLE, MANIFEST, Comparison
@@ -57,6 +58,7 @@ def compare(
     eval_split: str | None = None,
     jobs: int | None = None,
     robustness: Any = None,
+    backend: str | None = None,
     resume: str | Path | None = None,
     **args: Any,
 ) -> Compared:
@@ -72,6 +74,7 @@ def compare(
         eval_split: the split that judges, ``test``. Where there is none, a fifth of the training images is held out.
         jobs: runs at once; one on each device that ``device=`` names.
         robustness: ``off`` leaves that part of the analysis out.
+        backend: ``faster-coco-eval`` in place of pycocotools for the AP of each run.
         resume: the folder of a comparison that was cut off; then nothing else is needed.
         **args: yolokd's other keys, which are for the arm ``yolokd``, and every train argument of Ultralytics.
             ``name=`` names the folder: the same command with the same name continues there.
@@ -84,7 +87,7 @@ def compare(
         KeyboardInterrupt: with one line that says how to go on; the runs are stopped.
     """
     given = {"teacher": teacher, "student": student, "data": data, "arms": arms, "seeds": seeds, **args}
-    given |= {"eval_split": eval_split, "jobs": jobs, "robustness": robustness}
+    given |= {"eval_split": eval_split, "jobs": jobs, "robustness": robustness, "backend": backend}
     given = {key: str(v) if isinstance(v, Path) else v for key, v in given.items() if v is not None}
     if resume is not None:
         comparison, begun = _resumed(Path(str(resume)), given), True
@@ -114,6 +117,8 @@ def _resumed(folder: Path, given: Mapping[str, Any]) -> Comparison:
     comparison.jobs = read_jobs(given.get("jobs", None if "device" in given else comparison.jobs), _device(comparison))
     if "robustness" in given:
         comparison.robustness = read_switch("robustness", given["robustness"])
+    comparison.backend = str(given.get("backend", comparison.backend))
+    coco_tool(comparison.backend)
     return comparison
 
 
@@ -140,7 +145,7 @@ def _continued(asked: Comparison, asked_anew: bool) -> Comparison:
         look_again(comparison)
     if comparison.left():
         comparison.refuse_versions()
-    comparison.jobs, comparison.robustness = asked.jobs, asked.robustness
+    comparison.jobs, comparison.robustness, comparison.backend = asked.jobs, asked.robustness, asked.backend
     comparison.settings |= {key: asked.settings[key] for key in ("device", "workers") if key in asked.settings}
     comparison.save()
     done, whole = len(comparison.runs()) - len(comparison.runs_left()), len(comparison.runs())

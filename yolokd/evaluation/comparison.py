@@ -16,17 +16,18 @@ import torch
 import yolokd
 from yolokd.compat.files import atomic_replace
 from yolokd.errors import UserError
-from yolokd.evaluation.arms import Arm
+from yolokd.evaluation.arms import YOLOKD, Arm
 from yolokd.evaluation.splits import EvalSplit
 from yolokd.manifest import manifest_text, read_manifest
+from yolokd.values import Problems, class_names
 
 MANIFEST = "compare.yaml"
 VERSION = 1
 TEACHER = "teacher"  # its folder, and its name where a run's arm stands
 RESULT = "result.json"  # in the folder of a run, written last
 # What may be said anew when a comparison is continued: where and how it runs, not what it compares.
-CHANGEABLE = ("jobs", "robustness", "device", "workers")
-_NOT_COMPARED = ("folder", "jobs", "robustness", "machine", "command", "date", "judged")
+CHANGEABLE = ("jobs", "robustness", "backend", "device", "workers")
+_NOT_COMPARED = ("folder", "jobs", "robustness", "backend", "machine", "command", "date", "judged")
 # Of the shared settings, those that say how a finished model is judged.
 _JUDGING = ("imgsz", "batch", "device", "workers", "classes", "rect", "conf", "iou", "max_det", "agnostic_nms")
 _VERSIONS = ("python", "torch", "ultralytics", "yolokd")
@@ -48,6 +49,7 @@ class Comparison:
         trust: load checkpoints that reference unknown globals.
         jobs: how many runs at once.
         robustness: measure it in the analysis.
+        backend: what computes COCO's AP of the runs (`backends`).
         files: what the comparison began with: path, or what was looked at, to SHA-256.
         machine: where it began, and with which versions.
         command: as it was written.
@@ -69,6 +71,7 @@ class Comparison:
     machine: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     date: str = ""
+    backend: str = "pycocotools"
 
     @classmethod
     def load(cls, folder: Path) -> Comparison:
@@ -104,6 +107,20 @@ class Comparison:
     def judging(self) -> dict[str, Any]:
         """Of the settings, those that say how a finished model is judged: Ultralytics' validation arguments."""
         return {key: self.settings[key] for key in _JUDGING if key in self.settings}
+
+    @property
+    def class_map(self) -> dict[str, str]:
+        """``class_map=`` of the command line: teacher class name to class name of the data."""
+        return class_names(self._said("class_map"), Problems())
+
+    @property
+    def teacher_imgsz(self) -> Any:
+        """The pixels at which the arm ``yolokd`` asks its teacher; None: those of the student."""
+        return self._said("teacher_imgsz")
+
+    def _said(self, key: str) -> Any:
+        """What the command line said of one of yolokd's keys; the arm ``yolokd`` keeps it."""
+        return next((arm.keys.get(key) for arm in self.arms if arm.kind == YOLOKD), None)
 
     @property
     def data(self) -> str:

@@ -51,7 +51,7 @@ def curve(runs: Sequence[Columns]) -> dict[str, Any] | None:
 
 
 def terms(runs: Sequence[Columns]) -> dict[str, Any] | None:
-    """The distillation terms before their gains (``dis`` after it), and the shares of their gradients, over the epochs.
+    """The distillation terms with their gains, and the shares of their gradients, over the epochs.
 
     Args:
         runs: the seeds of an arm.

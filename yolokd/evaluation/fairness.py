@@ -30,12 +30,14 @@ def lost_classes(arm: Sequence[Matched], plain: Sequence[Matched], *, resamples:
 
     Returns:
         for each such class ``name``, ``difference`` of AP (arm minus plain, a fraction) and the ends ``low``, ``high``
-        of its 95 % interval (see `statistics.paired`). Classes without an object to find are left out.
+        of its 95 % interval (see `statistics.paired`), None where seeds or images are too few for a verdict. Classes
+        without an object to find are left out.
     """
     there = [name for name, category in plain[0].categories.items() if category.objects.any()]
     of_class = {name: paired(arm, plain, category=name, resamples=resamples) for name in there}
     lost = sorted((d.mean, name) for name, d in of_class.items() if d.mean < 0)
-    return [{"name": n, "difference": m, "low": of_class[n].low, "high": of_class[n].high} for m, n in lost]
+    ends = {n: (d.low, d.high) if d.verdict else (None, None) for n, d in of_class.items()}
+    return [{"name": n, "difference": m, "low": ends[n][0], "high": ends[n][1]} for m, n in lost]
 
 
 class _Mistakes(NamedTuple):

@@ -16,6 +16,7 @@ from yolokd.evaluation.coco import retention
 from yolokd.evaluation.comparison import TEACHER, Comparison
 from yolokd.evaluation.detections import load
 from yolokd.evaluation.precision import Matched, matched
+from yolokd.evaluation.progress import counted
 
 _SCORES = ("ap", "ap50", "ap75", "small", "medium", "large")
 _FACTS = ("parameters", "gflops", "size")
@@ -103,6 +104,7 @@ class Outcomes:
             "train_seconds": spread([run["train_seconds"] for run in results.values()]),
             "peak_memory": max((run.get("peak_memory") or 0 for run in results.values()), default=0) or None,
             "same_start": self._same_start(arm.name),
+            "unlike": [line for seed in results for line in self._unlike(arm.name, seed)],
             "runs": [f"{arm.name}/seed{seed}" for seed in results],
         }
 
@@ -112,7 +114,7 @@ class Outcomes:
             return None
         best = self.teacher["scores"]["best"]
         scores = {key: best[key] for key in (*_SCORES, "per_class")}
-        facts = {key: self.teacher.get(key) for key in _FACTS}
+        facts = {key: self.teacher.get(key) for key in (*_FACTS, "imgsz")}
         return {"name": Path(self.comparison.judged).name, **scores, **facts}
 
     def mean_ap(self, arm: str, seeds: Sequence[int] | None = None) -> float | None:
@@ -142,6 +144,23 @@ class Outcomes:
         if arm == PLAIN or own is None or plain is None or teacher is None or teacher <= plain:
             return None
         return float((own - plain) / (teacher - plain))
+
+    def _unlike(self, arm: str, seed: int) -> list[str]:
+        """In what a run was not like the others, in words."""
+        result, comparison = self.results[arm][seed], self.comparison
+        asked = comparison.keys(comparison.arm(arm), seed)["batch"]
+        lines = []
+        if (batch := result.get("batch", asked)) != asked:
+            lines.append(f"{arm}, seed {seed}: memory was short, so it trained with batch={batch} in place of {asked}")
+        if (processes := result.get("processes", 1)) > 1:
+            lines.append(
+                f"{arm}, seed {seed}: cut off and resumed {counted(processes - 1, 'time')}: from there on it saw the "
+                "images in another order than the runs beside it"
+            )
+        differs = {key: (result.get("machine") or {}).get(key) for key in ("cpu", "gpu")}
+        if other := [str(v) for k, v in differs.items() if v is not None and v != comparison.machine.get(k, v)]:
+            lines.append(f"{arm}, seed {seed}: trained on another machine ({', '.join(other)})")
+        return lines
 
     def _same_start(self, arm: str) -> bool | None:
         """Did every seed begin with plain's weights? None where that is not known."""

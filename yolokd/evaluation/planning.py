@@ -13,12 +13,13 @@ import torch
 from ultralytics.cfg import get_cfg, get_save_dir
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
-from yolokd.classes import ClassMap
+from yolokd.classes import ClassMap, shorten
 from yolokd.compat.checkpoint import load_detector, sha256
 from yolokd.compat.dataset import check_data
-from yolokd.compat.detr import is_detr
+from yolokd.compat.refusals import is_plain_detector
 from yolokd.errors import UserError
 from yolokd.evaluation.arms import DEFAULT_ARMS, NATIVE, YOLOKD, look_at, read_arms, whole_paths
+from yolokd.evaluation.backends import coco_tool
 from yolokd.evaluation.children import devices_of
 from yolokd.evaluation.comparison import Comparison, machine_facts, refuse_other_files
 from yolokd.evaluation.splits import choose_split, data_files
@@ -30,6 +31,7 @@ from yolokd.teachers.spec import read_teachers
 NAME = "compare"  # of the folder where none is given
 # A comparison's own keys; jobs=None is one run on each device.
 DEFAULTS: dict[str, Any] = {"arms": DEFAULT_ARMS, "seeds": 5, "eval_split": "test", "jobs": None, "robustness": "on"}
+DEFAULTS |= {"backend": "pycocotools"}
 # Ultralytics' keys that a comparison has its own word for, or cannot have, and why.
 _REFUSED = {
     "seed": ("seeds= says which seeds the arms are trained with.", "Write seeds=5, or seeds=0,1,2."),
@@ -68,6 +70,9 @@ def plan(given: Mapping[str, Any]) -> tuple[Comparison, bool]:
     if not student:
         raise UserError("student= is missing.", "Name a checkpoint or a model YAML, e.g. student=yolo11n.pt.")
     split, checked = choose_split(data, str(own["eval_split"]))
+    robustness = read_switch("robustness", own["robustness"])
+    _refuse_data(split.source, checked, robustness)
+    coco_tool(own["backend"])
     theirs = {**_SETTINGS, **theirs}
     _refuse_settings(theirs)
     ours = whole_paths(ours)
@@ -82,7 +87,8 @@ def plan(given: Mapping[str, Any]) -> tuple[Comparison, bool]:
         seeds=read_seeds(own["seeds"]),
         trust=bool(ours.get("trust")),
         jobs=read_jobs(own["jobs"], theirs.get("device")),
-        robustness=read_switch("robustness", own["robustness"]),
+        robustness=robustness,
+        backend=str(own["backend"]),
         machine=machine_facts(),
         command=_command({**given, **own}),
         date=date.today().isoformat(),
@@ -125,6 +131,19 @@ def _refuse_settings(theirs: Mapping[str, Any]) -> None:
         raise UserError("save=False keeps no best.pt, which is what is judged.", "Leave out save=.")
     if theirs.get("exist_ok"):
         raise UserError("exist_ok: a comparison is never overwritten.", "Leave it out, or take another name=.")
+
+
+def _refuse_data(source: str, checked: Mapping[str, Any], robustness: bool) -> None:
+    """What would be found out only after all is trained."""
+    names = list(checked["names"].values())
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"{source} has two classes called {twice[0]}.", "A comparison tells classes by name: rename one."
+        )
+    channels = checked.get("channels", 3)
+    if robustness and channels != 3:
+        problem = f"{source} has images with {channels} channels, and the corruptions are made for RGB."
+        raise UserError(problem, "Leave that part out: robustness=off.")
 
 
 def _folder(theirs: Mapping[str, Any]) -> Path:
@@ -245,13 +264,21 @@ def look_before(comparison: Comparison) -> str:
 
 
 def _judged(comparison: Comparison) -> str:
-    """A single checkpoint that Ultralytics' validator can judge, with classes of the data; else empty."""
+    """A single checkpoint that Ultralytics' validator can judge, and that knows every class of the data; else empty.
+
+    A teacher that lacks a class has no AP there: what of it a student keeps, or which gap it closes, would be a number
+    about other classes than the student's.
+    """
     specs = read_teachers(comparison.teacher) if comparison.teacher else ()
     if len(specs) != 1 or specs[0].kind != "checkpoint":
         return ""
     model = load_detector(specs[0].path, role="teacher", trust=comparison.trust)
     names = check_data(comparison.split.source)["names"]
-    if is_detr(model) or not ClassMap.by_name(model.names, names).pairs:
-        LOGGER.info("The teacher is not judged: Ultralytics cannot score it on this data.")
-        return ""
-    return specs[0].path
+    unknown = ClassMap.by_name(model.names, names, comparison.class_map).unmapped
+    if not is_plain_detector(model):
+        LOGGER.info("The teacher is not judged: Ultralytics' validator of detectors cannot score it.")
+    elif unknown:
+        LOGGER.info(f"The teacher is not judged: it does not know {shorten(unknown)}.")
+    else:
+        return specs[0].path
+    return ""

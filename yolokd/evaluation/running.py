@@ -127,7 +127,7 @@ def run_once(comparison: Comparison, arm: Arm, seed: int) -> None:
         passed: dict[str, Validation] = {}
         for name in ("best", "last"):
             passed[name] = judge(comparison, folder / "weights" / f"{name}.pt", folder / f"{name}.npz")
-            scores[name] = _scores(passed[name])
+            scores[name] = _scores(passed[name], comparison.backend)
         trained = {key: value for key, value in vars(record).items() if key not in ("file", "_began", "seconds")}
         times = {"train_seconds": sum(record.seconds), "processes": len(record.seconds)}
         what = {"arm": arm.name, "kind": arm.kind, "seed": seed}
@@ -148,23 +148,27 @@ def judge_teacher(comparison: Comparison) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if comparison.result(TEACHER, 0) is None:
         file = Path(comparison.judged)
-        passed = judge(comparison, file, folder / "best.npz")
-        content = {"arm": TEACHER, "kind": TEACHER, **_result(passed, file), "scores": {"best": _scores(passed)}}
+        # As it teaches: at its own size, with its own class names.
+        size = {"imgsz": comparison.teacher_imgsz} if comparison.teacher_imgsz else {}
+        passed = judge(comparison, file, folder / "best.npz", class_map=comparison.class_map, **size)
+        scores = {"best": _scores(passed, comparison.backend)}
+        content = {"arm": TEACHER, "kind": TEACHER, **_result(passed, file), "scores": scores, **size}
         _write_json(folder / RESULT, {**content, "train_seconds": None})
 
 
-def judge(comparison: Comparison, model: Path, file: Path) -> Validation:
+def judge(comparison: Comparison, model: Path, file: Path, **other: Any) -> Validation:
     """Find the objects of the judging images and store what was found.
 
     Args:
         comparison: says which images, and how.
         model: a checkpoint.
         file: where the detections are stored.
+        other: arguments of `validate` that are not the comparison's.
 
     Returns:
         the pass over the images, in the order of their files.
     """
-    how = {**comparison.judging, "split": comparison.split.split, "trust": comparison.trust}
+    how = {**comparison.judging, "split": comparison.split.split, "trust": comparison.trust, **other}
     with _labels(comparison):
         passed = validate(model, comparison.data, **how)
     passed.images.sort(key=lambda image: str(image.file))
@@ -240,9 +244,9 @@ def _trim(table: Path, epochs: int) -> None:
         atomic_replace(table, lambda partial: partial.write_text(rows, encoding="utf-8"))
 
 
-def _scores(passed: Validation) -> dict[str, Any]:
-    """pycocotools' scores, and Ultralytics' of the same detections."""
-    scores = asdict(coco_scores(from_labels(passed.images, passed.names)))
+def _scores(passed: Validation, backend: str) -> dict[str, Any]:
+    """COCO's scores, and Ultralytics' of the same detections."""
+    scores = asdict(coco_scores(from_labels(passed.images, passed.names), backend=backend))
     return {**scores, "ultralytics": {"map": passed.map, "map50": passed.map50}}
 
 

@@ -20,7 +20,7 @@ from yolokd.evaluation.comparison import TEACHER, machine_facts
 from yolokd.evaluation.fairness import inherited, lost_classes
 from yolokd.evaluation.outcomes import Outcomes
 from yolokd.evaluation.parts import stored
-from yolokd.evaluation.statistics import FEWEST_SEEDS, paired
+from yolokd.evaluation.statistics import paired
 
 FOLDER = "analysis"
 ROBUST_SEEDS = 3  # twenty validations each: of more seeds the first are taken
@@ -113,10 +113,9 @@ def _fairness(outcomes: Outcomes, arm: str, seeds: Sequence[int]) -> Any:
     def make() -> dict[str, Any]:
         LOGGER.info(f"fairness of {arm}")
         lost = lost_classes(outcomes.matched(arm, seeds), outcomes.matched(PLAIN, seeds))
-        few = {"low": None, "high": None} if len(seeds) < FEWEST_SEEDS else {}
         of_arm, of_plain = ([outcomes.images(name, seed) for seed in seeds] for name in (arm, PLAIN))
         learnt = inherited(of_arm, of_plain, outcomes.images(TEACHER), outcomes.names) if taught else None
-        return {"lost_classes": [{**found, **few} for found in lost], "inherited": learnt}
+        return {"lost_classes": lost, "inherited": learnt}
 
     made_from = [outcomes.digests(name, seeds) for name in (arm, PLAIN)] + [outcomes.digests(TEACHER) if taught else {}]
     return stored(folder_of(outcomes) / f"fairness-{arm}.json", made_from, make)

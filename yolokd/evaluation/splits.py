@@ -25,7 +25,7 @@ from yolokd.errors import UserError
 
 EVERY = 5  # one of so many training images is held out
 HELD_OUT = "data.yaml"  # in the folder of the comparison
-_LISTS = {"train": "train.txt", "test": "test.txt"}
+_LISTS = {"train": "train.txt", "val": "val.txt", "test": "test.txt"}
 _SEED = 0  # the same images are held out whatever the seeds of the training
 _SPLITS = ("test", "val", "minival")  # what Ultralytics looks up in a data YAML, beside train
 # Keys of a data YAML that are written anew, or lead to the images that these lists replace.
@@ -68,8 +68,8 @@ def choose_split(data: Any, asked: str = "test") -> tuple[EvalSplit, dict[str, A
         the split, and Ultralytics' dictionary of the data set.
 
     Raises:
-        UserError: the data cannot serve, ``train`` was asked for, no such split is known, or there is too little to
-            hold out.
+        UserError: the data cannot serve, ``train`` was asked for, no such split is known, it holds training images, or
+            there is too little to hold out.
     """
     if asked == "train":
         raise UserError("eval_split=train: the models have trained on these images.", "Leave out eval_split=.")
@@ -77,25 +77,48 @@ def choose_split(data: Any, asked: str = "test") -> tuple[EvalSplit, dict[str, A
         raise UserError(f"eval_split={asked} is not a split.", f"The splits are {', '.join(_SPLITS)}.")
     checked = check_data(data, "train", "val")
     source = str(Path(checked["yaml_file"]).resolve())
-    if asked == "val":
-        note = "judged on val, which also chose the epoch of best.pt: the numbers are a little too good, in every arm"
-        return EvalSplit(source, asked, note=note), checked
+    missing = f"{Path(source).name} has no split {asked}"
     if checked.get(asked):
         check_data(data, asked)
-        return EvalSplit(source, asked), checked
+        if any(map(classes_in, label_texts(image_files(checked, asked)))):
+            return EvalSplit(source, asked, note=_seen(checked, asked)), checked
+        missing = f"the split {asked} of {Path(source).name} has no labels"  # COCO's test-dev
+    return _hold_out(source, checked, missing), checked
+
+
+def _seen(checked: Mapping[str, Any], asked: str) -> str:
+    """What training saw of the images that judge; empty: nothing.
+
+    Raises:
+        UserError: it trained on some.
+    """
+    judging = image_files(checked, asked)
+    if trained := len(set(judging) & set(image_files(checked, "train"))):
+        raise UserError(
+            f"eval_split={asked}: {trained} of its {len(judging)} images are training images.",
+            f"Take them out of train or of {asked}; without `test:` in the YAML some images are held out.",
+        )
+    chose = len(set(judging) & set(image_files(checked, "val")))
+    if not chose:
+        return ""
+    which = asked if asked == "val" else f"{asked}, of whose {len(judging)} images {chose} are in val"
+    return f"judged on {which}; val also chose the epoch of best.pt: the numbers are a little too good, in every arm"
+
+
+def _hold_out(source: str, checked: Mapping[str, Any], missing: str) -> EvalSplit:
     files = image_files(checked, "train")
     judging, training = divide(files)
     labels = label_texts(judging), label_texts(training)
     if not all(any(map(classes_in, texts)) for texts in labels):
         raise UserError(
-            f"{Path(source).name} has no split {asked}, and {len(files)} training images are too few to hold some out.",
+            f"{missing}, and {len(files)} training images are too few to hold some out.",
             "Add `test: FOLDER` to the YAML, or say eval_split=val.",
         )
     note = (
-        f"{Path(source).name} has no split {asked}: {len(judging)} of its {len(files)} training images judge, and no "
+        f"{missing}: {len(judging)} of its {len(files)} training images judge, and no "
         "arm trains on them; a teacher that was trained on them knows them already"
     )
-    return EvalSplit(source, "test", held_out=True, note=note), checked
+    return EvalSplit(source, "test", held_out=True, note=note)
 
 
 def divide(files: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -132,10 +155,13 @@ def write_held_out(split: EvalSplit, folder: Path) -> None:
         return
     checked = check_data(split.source, "train", "val")
     judging, training = divide(image_files(checked, "train"))
-    for name, files in ((_LISTS["train"], training), (_LISTS["test"], judging)):
-        _write(folder / name, "\n".join(files) + "\n")
+    validating = image_files(checked, "val")
+    # Where val holds training images (coco128 trains and validates on the same), it would choose best.pt on these.
+    unseen = sorted(set(validating) - set(judging)) or validating
+    for split_name, files in (("train", training), ("val", unseen), ("test", judging)):
+        _write(folder / _LISTS[split_name], "\n".join(files) + "\n")
     kept = {key: value for key, value in checked.items() if key not in _REPLACED}
-    content = {**_LISTS, "val": checked["val"], **{k: v for k, v in kept.items() if isinstance(v, (int, list, dict))}}
+    content = {**_LISTS, **{k: v for k, v in kept.items() if isinstance(v, (int, list, dict))}}
     _write(folder / HELD_OUT, yaml.safe_dump(content, sort_keys=False))
 
 

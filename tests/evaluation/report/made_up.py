@@ -70,6 +70,7 @@ def _arm(rng: np.random.Generator, name: str, seeds: list[int]) -> dict[str, Any
         "train_seconds": _score(rng, seconds, len(seeds), 20.0),
         "peak_memory": 1_900_000_000,
         "same_start": True,
+        "unlike": [],
         "runs": [f"{name}/seed{seed}" for seed in seeds],
     }
 
@@ -132,7 +133,7 @@ def made_up(folder: Path | None = None, seeds: int = 5, audited: int = 12) -> di
     """
     rng, used = np.random.default_rng(0), SEEDS[:seeds]
     arms = {name: _arm(rng, name, used) for name in ("plain", "native", "yolokd", RECIPE)}
-    teacher = {**_scores(rng, _MEANS["teacher"], 1), "name": "yolov8m_aquarium.pt"}
+    teacher = {**_scores(rng, _MEANS["teacher"], 1), "name": "yolov8m_aquarium.pt", "imgsz": None}
     teacher |= {"parameters": 25_843_813, "gflops": 78.7, "size": 52_000_000}
     for name, arm in arms.items():
         arm["kept"] = arm["ap"]["mean"] / teacher["ap"]["mean"]

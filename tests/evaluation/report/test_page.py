@@ -208,13 +208,13 @@ def test_few_seeds_get_neither_verdict_nor_interval(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_interval_of_few_seeds_says_what_it_covers(tmp_path: Path) -> None:
-    content = made_up(seeds=1)
-    content["arms"][2]["to_plain"] |= {"low": -0.01, "high": 0.05}
-    page = page_of(content, tmp_path)
-    assert "95 % interval −1.00 to +5.00, 1 seed; it covers the images only" in " ".join(page.text["top"].split())
-    assert "covers the choice of images only" in " ".join(page.text["differences"].split())
-    assert "noise of seeds" not in page.text["arms"]
+def test_what_was_not_alike_is_said(tmp_path: Path) -> None:
+    content = made_up()
+    content["arms"][2]["unlike"] = ["yolokd, seed 1: memory was short"]
+    content["teacher"]["imgsz"] = 640
+    said = " ".join(page_of(content, tmp_path).text["arms"].split())
+    assert "yolokd, seed 1: memory was short." in said
+    assert "The teacher is judged at 640 pixels, where it teaches." in said
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -56,12 +56,13 @@ _ARM = {
     **_SCORES,
     "name": _TEXT,
     "kind": _TEXT,
-    "keys": _Maybe(_Every(_ANY)),
+    "keys": _Maybe(_Every(_Maybe(_ANY))),
     "seeds_done": [_WHOLE],
     "to_plain": _Maybe(_DIFFERENCE),
     "to_native": _Maybe(_DIFFERENCE),
     "train_seconds": _Maybe(_MEASURED),
     "same_start": _Maybe(_FLAG),
+    "unlike": _Maybe([_TEXT]),
 }
 _REPEATED = {"teacher": _WHOLE, "arm": _Number, "plain": _Number}
 _BY_GROUP = {"all": _REPEATED, "by_class": _Maybe(_Every(_REPEATED)), "by_size": _Maybe(_Every(_REPEATED))}
@@ -82,11 +83,11 @@ _REPORT: dict[str, Any] = {
         "images": _WHOLE,
         "objects": _WHOLE,
     },
-    "settings": _Every(_ANY),
+    "settings": _Every(_Maybe(_ANY)),
     "seeds": [_WHOLE],
     "machine": {**_MACHINE, "cores": _Maybe(_WHOLE), "memory_gb": _Number},
     "files": _Maybe(_Every(_TEXT)),
-    TEACHER: _Maybe({**_SCORES, "name": _TEXT}),
+    TEACHER: _Maybe({**_SCORES, "name": _TEXT, "imgsz": _Maybe(_WHOLE)}),
     "arms": [_ARM],
     "curves": _Maybe(_Every(_CURVE)),
     "terms": _Maybe(_Every(_TERMS)),
