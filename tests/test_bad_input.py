@@ -73,6 +73,8 @@ def good(toy_teacher: Path, toy_student: Path, toy_data: Path, **changes: str) -
         ({"guard_patience": "0"}, "guard_patience=0", "1, 2, 3"),
         ({"refine_epochs": "1"}, "refine_epochs=1 with epochs=1: every gain is zero", "below 1"),
         ({"refine_epochs": "1", "epochs": "9", "time": "0.5"}, "with time=0.5 nobody knows", "leave out refine_epochs"),
+        ({"kd_start": "1", "epochs": "9", "time": "0.5"}, "with time=0.5 nobody knows", "leave out kd_start"),
+        ({"teacher": "self", "losses": "cls", "batch": "-1"}, "before there is a running average", "batch=16"),
         ({"refine_epochs": "1", "kd_close": "1", "epochs": "9"}, "both end distillation early", "Keep one"),
     ],
 )
@@ -147,7 +149,7 @@ def onnx_teacher(toy_teacher: Path, tmp_path_factory: pytest.TempPathFactory) ->
         ({"rect": "True"}, "takes images of one size, and rect= changes theirs", "Leave out rect="),
         ({"teacher_precision": "bf16"}, "teacher_precision=bf16: an ONNX file computes as it was", "OpenVINO"),
         ({"teacher_compile": "True"}, "teacher_compile= compiles a YOLO that is a network", "Leave out"),
-        ({"teacher_names": "cat,dog,cow"}, "No class of the teacher (cat, dog, cow)", "class_map"),
+        ({"teacher_names": "cat,dog,cow"}, "says itself what its classes are called (red, green, blue)", "class_map"),
         ({"teacher_names": "cat,,cow"}, "teacher_names=cat,,cow has an empty place", "in order"),
         ({"teacher_boxes": "corners"}, "teacher_boxes=corners is no format of boxes", "xyxy"),
         ({"teacher_cache": "{data}"}, "is no folder", "Name a folder"),

@@ -275,6 +275,15 @@ def test_what_resume_may_change_is_remembered_and_the_rest_is_ignored_aloud(
     assert any("Resume ignores epochs, losses" in line for line in said)
 
 
+@pytest.mark.parametrize("change", [{"data": "typo.yaml"}, {"teacher_device": "gpu"}, {"batch": "many"}])
+def test_what_resume_cannot_change_to_is_not_remembered(machine: Machine, here: Path, change: dict[str, Any]) -> None:
+    folder = cut_off(machine, here, VIA, 1)
+    before = (folder / chain.MANIFEST).read_text()
+    with pytest.raises((UserError, TypeError)):
+        api.distill(resume=folder, **change)
+    assert (folder / chain.MANIFEST).read_text() == before
+
+
 def test_the_teacher_may_move_but_not_change(machine: Machine, here: Path) -> None:
     folder = cut_off(machine, here, VIA, 0)
     (folder / "1-m" / RECIPE).unlink()  # it had not begun at all

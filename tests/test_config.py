@@ -287,6 +287,7 @@ def test_what_an_exported_teacher_is_told_survives_every_form() -> None:
     without = build_config({"teacher": "t_openvino_model"})
     assert without.exported == {"precision": "auto", "names": None, "box_format": None}
     assert "teacher_names" not in without.to_yaml()
+    assert build_config({"teacher": "m/m.xml", "teacher_names": "person"}).teacher_names == ("person",)
     with pytest.raises(UserError, match=r"teacher_names is for an exported teacher, and teacher=t\.pt is none"):
         build_config({"teacher": "t.pt", "teacher_names": ["a"]})
     with pytest.raises(UserError, match="has an empty place"):

@@ -164,6 +164,13 @@ def test_checks_say_whether_the_teacher_is_worth_it(toy_teacher: Path, toy_stude
     assert "not better" not in fresh
 
 
+def test_checks_give_no_verdict_on_specialists(toy_teacher: Path, toy_student: Path, toy_data: Path) -> None:
+    report = run(f"{toy_teacher}:red+blue,{toy_student}:green", toy_student, toy_data)
+    text = checks_text(report, {"a.pt": 0.3, "b.pt": 0.28}, 0.4)
+    assert "is not better" not in text
+    assert "marked over all classes, those included for which it does not speak" in text
+
+
 def test_checks_name_the_classes_that_the_teacher_lacks(toy_student: Path, toy_data: Path, tmp_path: Path) -> None:
     teacher = save_detector("yolov8n.yaml", tmp_path / "t.pt", {0: "red"})
     text = checks_text(run(teacher, toy_student, toy_data), {str(teacher): 0.2}, 0.1)

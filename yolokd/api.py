@@ -149,7 +149,7 @@ def check(teacher: str | Path, student: str | Path, data: str | Path, **args: An
     """Say before training whether a pair works and whether its teacher is worth it: ``yolokd checks``.
 
     Args:
-        teacher: a ``.pt`` file.
+        teacher: as in `distill`.
         student: a ``.pt`` file or a model YAML.
         data: a data YAML.
         **args: yolokd's and Ultralytics' other keys.
@@ -157,18 +157,21 @@ def check(teacher: str | Path, student: str | Path, data: str | Path, **args: An
     Returns:
         what was found, a line a fact.
     """
-    ours, theirs = split_keys({"teacher": str(teacher), "student": str(student), "data": str(data), **args})
+    named = list(map(str, teacher)) if isinstance(teacher, (list, tuple)) else str(teacher)
+    ours, theirs = split_keys({"teacher": named, "student": str(student), "data": str(data), **args})
     config = build_config(ours)
     if not config.losses:
         raise UserError("losses=none leaves nothing to check.", "Leave losses= out, or name some.")
     report = preflight(config, theirs)
-    shared = {k: theirs[k] for k in ("imgsz", "batch", "device", "split") if k in theirs}
+    shared: dict[str, Any] = {k: theirs[k] for k in ("imgsz", "batch", "device", "split") if k in theirs}
 
-    def mark(model: str | Path, knows: bool) -> float:
+    def mark(model: str | Path, knows: bool, **how: Any) -> float:
         """The mAP50-95, which is 0 without a run where no class is known."""
-        return evaluate_model(model, data, trust=config.trust, **shared).map if knows else 0.0
+        return evaluate_model(model, data, trust=config.trust, **{**shared, **how}).map if knows else 0.0
 
-    marks = {file: mark(file, any(m.mapped for m in report.class_maps)) for file in report.judged}
+    how: dict[str, Any] = {"class_map": config.class_map}
+    how |= {"imgsz": config.teacher_imgsz} if config.teacher_imgsz else {}
+    marks = {file: mark(file, any(m.mapped for m in report.class_maps), **how) for file in report.judged}
     return checks_text(report, marks, mark(student, report.student_knows_data))
 
 

@@ -35,7 +35,7 @@ from yolokd.keys import BORN_AGAIN, MANIFEST, STEP_KEYS, split_keys
 from yolokd.resume import locate
 from yolokd.runs import Run, finished_run, train
 from yolokd.settings import settle
-from yolokd.steps import FINISHED, RUNNING, WAITING, Chain, Step, common, whole, written
+from yolokd.steps import FINISHED, RUNNING, WAITING, Chain, Step, common, refuse_changes, whole, written
 from yolokd.teachers.opening import find_teacher, fingerprint
 from yolokd.teachers.spec import read_teachers
 from yolokd.trainer import RECIPE
@@ -134,6 +134,7 @@ def resume_chain(folder: Path, given: Mapping[str, Any]) -> Run:
     if ignored:
         keys = ", ".join(sorted(ignored))
         LOGGER.warning(f"Resume ignores {keys}: the chain goes on with the settings it began with.")
+    refuse_changes(changes)
     chain.settings |= written(changes)
     refuse_other_files(chain)
     if changes or "teacher" in given:

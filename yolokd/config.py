@@ -198,16 +198,17 @@ def check_against_epochs(config: DistillConfig, epochs: int, hours: float | None
         warmup: epochs of the ramp.
 
     Raises:
-        UserError: ``kd_close`` or ``refine_epochs`` covers the whole training, so every gain is zero throughout; or
-            all of it after the ramp, so that ``balance=`` never measures.
+        UserError: epochs are counted where ``time=`` decides; ``kd_close`` or ``refine_epochs`` covers the whole
+            training, so every gain is zero; or all of it after the ramp, so that ``balance=`` never measures.
     """
     if not config.losses and not config.refine_epochs:
         return  # a plain run closes nothing early
     key = "refine_epochs" if config.refine_epochs else "kd_close"
-    if hours and config.closing:
+    counted = (key, config.closing) if config.closing else ("kd_start", config.kd_start)
+    if hours and counted[1]:
         raise UserError(
-            f"{key}={config.closing} counts epochs, and with time={hours} nobody knows how many there will be.",
-            f"Give epochs= instead of time=, or leave out {key}.",
+            f"{counted[0]}={counted[1]} counts epochs, and with time={hours} nobody knows how many there will be.",
+            f"Give epochs= instead of time=, or leave out {counted[0]}.",
         )
     if config.closing >= epochs:
         nothing = "every gain is zero throughout" if config.losses else "nothing comes before the refinement"

@@ -53,7 +53,7 @@ def match_levels(student: HeadInfo, teacher: HeadInfo, ratio: float = 1.0) -> Le
 
     With images of one size only equal strides belong together. Where the teacher sees a larger image, a student level
     without an equal is given the coarsest teacher level that is finer than it: that one can be averaged down. A teacher
-    without a grid, whose detections are laid out, speaks at every level.
+    without strides, whose detections are laid out, speaks at every level; an RT-DETR has strides, and speaks at those.
 
     Args:
         student: the student's head.

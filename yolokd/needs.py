@@ -44,6 +44,11 @@ def refuse_settings(config: DistillConfig, train_args: Mapping[str, Any]) -> Non
                 + (f" is {batch // ranks} on each of {ranks} devices." if ranks > 1 else "."),
                 f"Take batch={least * ranks} or more, or leave {name} out of losses=.",
             )
+    if isinstance(batch, (int, float)) and batch < 1 and config.teacher == "self":
+        raise UserError(
+            f"batch={batch} with teacher=self: what fits is measured before there is a running average to ask.",
+            "Give the number of images, e.g. batch=16.",
+        )
     if config.teacher_cache:
         cached_teacher(config)
     refuse_device(config, train_args)

@@ -37,7 +37,7 @@ from yolokd.peer import Peer
 from yolokd.resume import resume_arguments
 from yolokd.runs import Run, best_peer, finished_run
 from yolokd.settings import Settled, settle
-from yolokd.steps import FINISHED, Chain, Step, common, whole, written
+from yolokd.steps import FINISHED, Chain, Step, common, refuse_changes, whole, written
 from yolokd.turns import Turns
 
 # They speak of a teacher, or of a student; a peer is both.
@@ -85,6 +85,7 @@ def resume_peers(folder: Path, given: Mapping[str, Any]) -> Run:
     changes = {key: value for key, value in given.items() if key in CHANGEABLE - _OF_A_TEACHER}
     if ignored := sorted(set(given) - set(changes) - {"resume"}):
         LOGGER.warning(f"Resume ignores {', '.join(ignored)}: the peers go on with the settings they began with.")
+    refuse_changes(changes)
     chain.settings |= written(changes)
     _refuse_where(chain.settings)
     refuse_other_files(chain)

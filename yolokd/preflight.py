@@ -122,6 +122,9 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any], peers: Netwo
         assert images is not None
         trial = run_trial(panel, student.to(device), images, larger, amp=amp)
         replayed = replace(trial.teacher, feats=None, taps=None, reenter=None)
+        # Found on whole images; the first batch of the training may hold too few boxes to tell.
+        forms = {getattr(bare(view.teacher), "box_format", None) for view in panel.views} - {None}
+        found = replace(found, teacher_boxes=str(*forms)) if len(forms) == 1 else found
         found = servable(found, replayed if config.teacher_cache else trial.teacher)
     asked = 0.0 if config.teacher_cache else trial.teacher_seconds / config.teacher_every
     slowdown = 1 + asked / trial.step_seconds
@@ -190,6 +193,8 @@ def checks_text(report: Report, teacher_maps: Mapping[str, float], student_map: 
             f"WARNING: the teacher does not know {shorten(unmapped)}. Fine-tune it on your data first:",
             f"    {finetune}",
         ]
+    elif len(teacher_maps) > 1 and any(part.unmapped for part in report.class_maps):
+        lines += ["Each of these is marked over all classes, those included for which it does not speak."]
     elif report.student_knows_data and teacher_map <= student_map:
         lines += [
             "WARNING: the teacher is not better than the student on your validation split, so it has little to teach.",

@@ -10,8 +10,10 @@ from typing import Any
 from ultralytics.cfg import get_cfg, get_save_dir
 
 from yolokd.compat.checkpoint import find_checkpoint
+from yolokd.compat.dataset import check_data
 from yolokd.compat.files import atomic_replace
-from yolokd.keys import MANIFEST, OUR_KEYS
+from yolokd.config import build_config
+from yolokd.keys import MANIFEST, OUR_KEYS, split_keys
 from yolokd.manifest import manifest_text, read_manifest
 
 VERSION = 1
@@ -158,6 +160,22 @@ def whole(model: Any, role: str) -> str:
 def _path(name: Any) -> str:
     """A file by its whole path, since the chain may be resumed from another folder; any other name as it is."""
     return str(Path(str(name)).resolve() if Path(str(name)).is_file() else name)
+
+
+def refuse_changes(changes: Mapping[str, Any]) -> None:
+    """Refuse what is said anew beside ``resume=`` before it is written down: a later step would fall over it.
+
+    Args:
+        changes: yolokd's and Ultralytics' keys.
+
+    Raises:
+        UserError: a value that no training takes, or data that is not there.
+    """
+    ours, theirs = split_keys(changes)
+    build_config({"teacher": "any.pt", **ours})
+    get_cfg(overrides=dict(theirs))
+    if "data" in changes:
+        check_data(changes["data"])
 
 
 def written(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from yolokd.errors import UserError
 from yolokd.keys import loss_pairs
+from yolokd.teachers.spec import read_teachers
 
 GUARD_PATIENCE = 20  # the validation result of a small training rises and falls over ten epochs and more
 _OFF = ("off", "false", "none", "0")  # YAML and Ultralytics' grammar read `off` in three ways
@@ -114,7 +115,7 @@ def exported_only(key: str, ours: Mapping[str, Any], teacher: str, problems: Pro
         return ()
     words = value if isinstance(value, (list, tuple)) else str(value).split(",")
     found = tuple(str(word).strip() for word in words)
-    if not any(end in teacher for end in (".onnx", "_openvino_model")):
+    if not any(spec.kind in ("onnx", "openvino") for spec in (read_teachers(teacher) if teacher else ())):
         problems.add(f"{key} is for an exported teacher, and teacher={teacher} is none", f"Leave out {key}=.")
     elif not all(found):
         problems.add(f"{key}={value} has an empty place", "Write teacher_names=person,bicycle, in order, from 0.")

@@ -13,7 +13,7 @@ from yolokd.compat.boxes import anchor_points, decode, expected_distances
 from yolokd.compat.checkpoint import load_detector
 from yolokd.compat.exporting import export_file
 from yolokd.errors import UserError
-from yolokd.teachers.exported import ExportedTeacher, is_export
+from yolokd.teachers.exported import ExportedTeacher
 from yolokd.teachers.live import LiveTeacher
 
 onnx = pytest.importorskip("onnx")
@@ -284,6 +284,25 @@ def test_images_with_other_numbers_of_boxes_and_with_none(tmp_path: Path) -> Non
     assert len(nothing.image) == 0
 
 
+def test_the_format_that_was_found_is_known(tmp_path: Path) -> None:
+    teacher = ExportedTeacher(
+        stub(tmp_path / "a.onnx", {"boxes": CORNERS[None], "scores": np.full((1, 3, 3), 0.5)}),
+        SIZE,
+        names=["a", "b", "c"],
+    )
+    assert teacher.box_format is None
+    teacher.forward(photographs(1))
+    assert teacher.box_format == "xyxy"
+
+
+def test_six_numbers_a_row_that_are_no_detections(tmp_path: Path) -> None:
+    """An older export of an RT-DETR with two classes: a box in shares, and two probabilities."""
+    metadata = {"names": "{0: 'a', 1: 'b'}", "author": "Ultralytics"}
+    path = stub(tmp_path / "a.onnx", {"o": [[[0.5, 0.5, 0.4, 0.4, 0.05, 0.95]]]}, metadata)
+    with pytest.raises(UserError, match="the last is no class"):
+        ExportedTeacher(path, SIZE).forward(photographs(1))
+
+
 # Refused ----------------------------------------------------------------------------------------------------------
 
 ROW = [[[1.0, 2, 3, 4, 0.9, 0]]]
@@ -359,14 +378,6 @@ def test_metadata_is_read_and_never_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="what its classes are called"):
         ExportedTeacher(stub(tmp_path / "a.onnx", {"o": ROW}, {"names": names}), SIZE)
     assert not Path("ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("path", "is_one"),
-    [("a.onnx", True), ("yolo11x_openvino_model/", True), ("m/a.xml", True), ("a.pt", False), ("yolo11x", False)],
-)
-def test_which_paths_are_exports(path: str, is_one: bool) -> None:
-    assert is_export(path) is is_one
 
 
 @pytest.mark.parametrize(("device", "wanted"), [("cuda:1", 1), ("cuda", 0), ("cpu", None)])

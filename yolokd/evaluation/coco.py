@@ -145,6 +145,7 @@ def evaluate(
     batch: int = 16,
     device: Any = "",
     match_names: bool = True,
+    class_map: Mapping[str, str] | None = None,
     trust: bool = False,
     backend: str = "pycocotools",
     **arguments: Any,
@@ -163,6 +164,7 @@ def evaluate(
         batch: images at once.
         device: as Ultralytics says it: ``cpu``, ``0``, empty for the best there is.
         match_names: compare the model's classes with the data's by name; False: by index, as Ultralytics does.
+        class_map: the model's class name to the data's, where they differ.
         trust: load a ``.pt`` whose pickle could run code.
         backend: the second tool: ``pycocotools``, or ``faster-coco-eval`` (the same numbers).
         arguments: Ultralytics' validation arguments (``conf``, ``iou``, ``max_det``, ``half``, ...).
@@ -177,6 +179,7 @@ def evaluate(
         data,
         split=split,
         match_names=match_names,
+        class_map=class_map,
         trust=trust,
         imgsz=imgsz,
         batch=batch,

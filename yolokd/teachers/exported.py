@@ -14,6 +14,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
+from yolokd.classes import shorten
 from yolokd.compat.refusals import first_line
 from yolokd.errors import UserError
 from yolokd.predictions import HeadInfo, Predictions
@@ -22,12 +23,6 @@ from yolokd.teachers.outputs import BOX_FORMATS, find_reading
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "f32": "float32", "f16": "float16"}
-
-
-def is_export(path: str | Path) -> bool:
-    """Whether a path names an exported model that can teach: ``.onnx``, ``.xml``, or OpenVINO's folder."""
-    file = Path(str(path).strip())
-    return file.suffix in (".onnx", ".xml") or file.name.endswith("_openvino_model")
 
 
 class ExportedTeacher:
@@ -47,13 +42,13 @@ class ExportedTeacher:
         device: where ONNX Runtime is to compute, if it can; OpenVINO computes on the CPU.
         precision: of OpenVINO: ``auto`` (bfloat16 on a CPU that multiplies in it), ``fp32``, ``bf16``, ``fp16``; an
             ONNX file has its own and takes ``auto`` and ``fp32`` only.
-        names: the class names in order; None takes those in the file.
+        names: the class names in order, for a file that does not say them.
         box_format: one of ``outputs.BOX_FORMATS``, for files that do not come from Ultralytics; None finds it out.
         max_det: detections of an image, the surest.
 
     Raises:
-        UserError: the file or the package to run it is missing, it takes other images, it names no classes, or its
-            outputs cannot be read.
+        UserError: the file or the package to run it is missing, it takes other images, it names no classes, or others
+            than ``names``, or its outputs cannot be read.
     """
 
     def __init__(
@@ -73,7 +68,7 @@ class ExportedTeacher:
         self._engine = _open(Path(str(path).strip()), said, device or torch.device("cpu"), precision)
         _refuse_input(self._engine, size, said)
         metadata = self._engine.metadata
-        found = dict(enumerate(names)) if names else _names(metadata, said)
+        found = _names(metadata, names, said)
         try:
             outputs = self._run(torch.zeros(1, 3, *size))
         except Exception as error:
@@ -83,6 +78,11 @@ class ExportedTeacher:
             ) from error
         self._read = find_reading(outputs, size, len(found), metadata, said, box_format, max_det)
         self.info = HeadInfo(found, self._read.strides, (), reg_max=1, end2end=False)
+
+    @property
+    def box_format(self) -> str | None:
+        """How it writes down its boxes, as far as that is known by now; None of a grid."""
+        return self._read.box_format
 
     @property
     def fixed(self) -> bool:
@@ -255,21 +255,29 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _names(metadata: Mapping[str, Any], said: str) -> dict[int, str]:
-    """Class index to name, as the file has them.
+def _names(metadata: Mapping[str, Any], given: Sequence[str] | None, said: str) -> dict[int, str]:
+    """Class index to name, as the file has them, or as they were given.
 
     Raises:
-        UserError: it has none.
+        UserError: there are none, or the file has others: of several teachers it would be taken for another one.
     """
     names = metadata.get("names")
     if isinstance(names, (list, tuple)):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or sorted(names) != list(range(len(names))) or not names:
+    stated = isinstance(names, dict) and sorted(names) == list(range(len(names))) and names
+    if given and stated and list(given) != [str(stated[i]) for i in range(len(stated))]:
+        raise UserError(
+            f"{said} says itself what its classes are called ({shorten(list(map(str, stated.values())))}).",
+            "Leave out teacher_names=; class_map=TEACHER:STUDENT maps names that differ.",
+        )
+    if given:
+        return dict(enumerate(given))
+    if not stated:
         raise UserError(
             f"{said} does not say what its classes are called, and classes are matched by name.",
             "Name them in order, from 0: teacher_names=person,bicycle,...",
         )
-    return {int(i): str(name) for i, name in names.items()}
+    return {int(i): str(name) for i, name in stated.items()}
 
 
 def _refuse_input(engine: _Engine, size: tuple[int, int], said: str) -> None:

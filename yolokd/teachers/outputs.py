@@ -25,9 +25,15 @@ class Reading(Protocol):
 
     Attributes:
         strides: pixels a cell of each level of a dense output; empty without a grid.
+        box_format: one of ``BOX_FORMATS``; None of a grid, or while it has not been found out.
     """
 
     strides: tuple[int, ...]
+
+    @property
+    def box_format(self) -> str | None:
+        """It may be found out by the first boxes only."""
+        ...
 
     def __call__(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> Predictions:
         """Read the outputs for images of ``size`` (height, width) pixels."""
@@ -104,6 +110,8 @@ def _find_separate(outputs: Mapping[str, Tensor], classes: int) -> tuple[str | N
 class _Grid:
     """Ultralytics' raw export: centre, sides and class probabilities at each anchor; the distribution is lost."""
 
+    box_format = None
+
     def __init__(self, strides: tuple[int, ...]) -> None:
         self.strides = strides
 
@@ -123,8 +131,18 @@ class _Rows:
     def __init__(self, boxes: _Boxes, classes: int, name: str, most: int) -> None:
         self._boxes, self._classes, self._name, self._most = boxes, classes, name, most
 
+    @property
+    def box_format(self) -> str | None:
+        """How the boxes are written down."""
+        return self._boxes.form
+
     def __call__(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> Predictions:
         rows = next(iter(outputs.values())).float()
+        if (rows[..., 5] != rows[..., 5].round()).any():  # older exports of an RT-DETR with two classes
+            raise UserError(
+                f"{self._name} gives six numbers a row, and the last is no class: it is not (box, score, class).",
+                "Export it again, with the Ultralytics that is installed.",
+            )
         scores = _probabilities(rows[..., 4], self._name)
         scores = _by_class(rows[..., :4], scores, rows[..., 5], self._classes, self._name)
         boxes = self._boxes(rows[..., :4], size)
@@ -138,6 +156,11 @@ class _Separate:
 
     def __init__(self, keys: tuple[str, str, str | None], boxes: _Boxes, classes: int, name: str, most: int) -> None:
         self._keys, self._boxes, self._classes, self._name, self._most = keys, boxes, classes, name, most
+
+    @property
+    def box_format(self) -> str | None:
+        """How the boxes are written down."""
+        return self._boxes.form
 
     def __call__(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> Predictions:
         boxes, scores = outputs[self._keys[0]].float(), _probabilities(outputs[self._keys[1]].float(), self._name)
@@ -198,17 +221,17 @@ class _Boxes:
     """Brings boxes to corners in pixels; how they are written down is decided once, by the first that are seen."""
 
     def __init__(self, form: str | None, name: str) -> None:
-        self._form, self._name = form, name
+        self.form, self._name = form, name
 
     def __call__(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """``(B, N, 4)`` in any of ``BOX_FORMATS`` to (x1, y1, x2, y2) in pixels."""
         real = boxes[boxes.ne(0).any(-1) & boxes.isfinite().all(-1)]  # without padding
         if not len(real):
             return boxes
-        self._form = self._form or self._find(real, size)
-        if self._form.startswith("xywh"):
+        self.form = self.form or self._find(real, size)
+        if self.form.startswith("xywh"):
             boxes = _corners(boxes)
-        return boxes * boxes.new_tensor([size[1], size[0]] * 2) if self._form.endswith("n") else boxes
+        return boxes * boxes.new_tensor([size[1], size[0]] * 2) if self.form.endswith("n") else boxes
 
     def _find(self, boxes: Tensor, size: tuple[int, int]) -> str:
         """The format of ``(K, 4)`` boxes.
