@@ -3,11 +3,13 @@
 python examples/benchmarks/evidence.py DATA.yaml TEACHER.pt STUDENT FOLDER seeds=5 epochs=20 imgsz=256 teacher_epochs=30
 
 Killed at any moment, the same command goes on. FOLDER then holds the comparison with its report; runs.csv (a row a run,
-judged on the test split) and compare.yaml (date, hardware, versions, hashes) are small enough to be kept in results/.
+judged on the test split), compare.yaml (date, hardware, versions, hashes) and report.md, files named without their
+places, are small enough to be kept in results/. arms= leaves some out. A teacher.pt in FOLDER is taken as it is.
 Ultralytics writes a label cache beside the labels: copy a data set first. STUDENT may be a YAML: random weights.
 """
 
 import csv
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +20,9 @@ from ultralytics import YOLO
 
 import yolokd
 
+ARMS = "plain,native,yolokd,replay"
+KEPT = ("compare.yaml", "report.md")
+PLACES = re.compile(r"(?<![\w.<])/(?:[\w.+ -]+/)+(?=[\w.+-])")  # up to the last part of a path
 TEACHER = {"batch": 16, "seed": 0, "plots": False, "exist_ok": True}
 
 
@@ -54,7 +59,7 @@ def main(data: str, teacher: str, student: str, place: str, *options: str) -> No
     tuned = fine_tuned(teacher, data, folder, asked.pop("teacher_epochs"), asked["imgsz"])
     replay = folder / "replay.yaml"
     replay.write_text(yaml.safe_dump({"losses": "cls,box", "teacher_cache": str(folder / "answers")}))
-    arms = f"plain,native,yolokd,{replay}"
+    arms = ",".join(str(replay) if arm == "replay" else arm for arm in str(asked.pop("arms", ARMS)).split(","))
     done = yolokd.compare(student, tuned, data, arms=arms, project=str(folder), name="comparison", **asked)
     print(done)
     table = rows(dict(done.report))
@@ -62,7 +67,9 @@ def main(data: str, teacher: str, student: str, place: str, *options: str) -> No
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
         writer.writerows(table)
-    shutil.copy(done.folder / "compare.yaml", folder / "compare.yaml")
+    for name in KEPT:
+        text = (done.folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(PLACES.sub("", text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,9 @@ def test_evidence_and_again(lively: Path, toy_student: Path, toy_data: Path, tmp
     assert [(row["arm"], row["seed"]) for row in table] == [(a, "0") for a in ("plain", "native", "yolokd", "replay")]
     assert all(0 <= float(row["ap"]) <= 1 and float(row["seconds"]) > 0 for row in table)
     assert (tmp_path / "out/comparison/report.html").is_file()
-    assert yaml.safe_load((tmp_path / "out/compare.yaml").read_text())
+    kept = {name: (tmp_path / "out" / name).read_text() for name in ("compare.yaml", "report.md")}
+    assert yaml.safe_load(kept["compare.yaml"])["student"] == toy_student.name
+    assert not [name for name, text in kept.items() if str(tmp_path) in text]  # no place of this machine
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.pt")}
     run("benchmarks/evidence.py", *words)  # nothing is trained again
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.pt")} == before
