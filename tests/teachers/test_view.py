@@ -172,9 +172,30 @@ def test_detections_are_brought_to_the_students_pixels_and_classes() -> None:
     assert got.detections.points is not None
     assert got.detections.strides is not None
     assert (got.detections.points.tolist(), got.detections.strides.tolist()) == ([[12.0, 12.0]], [8.0])
-    assert got.detections.edges is found.edges
+    assert got.detections.edges.tolist() == found.edges.tolist()
     assert asked.pair().teacher.strides == (8, 16, 32)
     assert asked.pair().teacher.widths == ()
+
+
+def test_what_is_of_no_mapped_class_takes_no_anchor() -> None:
+    scores = [[0.9, 0.01, 0.9, 0.02, 0.9], [0.1, 0.01, 0.2, 0.06, 0.0], [float("nan")] * 5]  # mapped: 1 and 3
+    found = SoftDetections(
+        boxes=torch.arange(12.0).view(3, 4),
+        scores=torch.tensor(scores),
+        image=torch.tensor([0, 1, 1]),
+        edges=torch.ones(3, 4).bool(),
+        bins=torch.arange(3.0)[:, None].expand(3, 64),
+        points=torch.arange(6.0).view(3, 2),
+        strides=torch.tensor([8.0, 16.0, 32.0]),
+    )
+    got = view(Says(info(THEIRS, ()), Predictions(None, None, None, detections=found)), info(OURS))(
+        {"img": torch.zeros(2, 3, 64, 64)}
+    ).detections
+    assert got is not None
+    for name in ("boxes", "image", "edges", "bins", "points", "strides"):
+        assert torch.equal(getattr(got, name), getattr(found, name)[1:]), name
+    assert got.scores[0].max().item() == pytest.approx(0.06)
+    assert got.scores[1].isnan().all()
 
 
 def test_no_detection_at_all() -> None:

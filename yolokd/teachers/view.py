@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from yolokd.classes import ClassMap
+from yolokd.layout import CONFIDENCE
 from yolokd.levels import LevelMatch, grid_sizes, on_students_grid, restrict
 from yolokd.predictions import HeadInfo, Hidden, Pair, Predictions, SoftDetections
 from yolokd.teachers.live import LARGER, Teacher
@@ -68,7 +69,7 @@ class View:
         """With scores of the student's classes."""
         found, classes = said.detections, self.class_map.classes
         if found is not None:
-            found = replace(found, scores=self.class_map(found.scores.T[None])[0].T)
+            found = _of_a_class(replace(found, scores=self.class_map(found.scores.T[None])[0].T))
             classes = None if classes is None else classes.to(found.boxes.device)
         elif said.scores is None:
             return said
@@ -87,6 +88,13 @@ class View:
         said: Predictions = door(hidden)
         assert said.scores is not None
         return replace(said, scores=self.class_map(said.scores))
+
+
+def _of_a_class(found: SoftDetections) -> SoftDetections:
+    """Without what the teacher takes for none of these classes: such a box would take anchors from those that are."""
+    kept = ~(found.scores.amax(1) < CONFIDENCE)  # NaN stays, to be seen
+    rows: dict[str, Any] = {field.name: getattr(found, field.name) for field in fields(found)}
+    return SoftDetections(**{name: None if value is None else value[kept] for name, value in rows.items()})
 
 
 def _without_classes(said: Predictions) -> Predictions:
