@@ -93,8 +93,9 @@ class View:
 def _of_a_class(found: SoftDetections) -> SoftDetections:
     """Without what the teacher takes for none of these classes: such a box would take anchors from those that are."""
     kept = ~(found.scores.amax(1) < CONFIDENCE)  # NaN stays, to be seen
-    rows: dict[str, Any] = {field.name: getattr(found, field.name) for field in fields(found)}
-    return SoftDetections(**{name: None if value is None else value[kept] for name, value in rows.items()})
+    rows = {field.name: getattr(found, field.name) for field in fields(found)}
+    left: dict[str, Any] = {name: None if value is None else value[kept] for name, value in rows.items()}
+    return SoftDetections(**left)
 
 
 def _without_classes(said: Predictions) -> Predictions:
