@@ -96,6 +96,13 @@ def test_evaluate_sets_two_models_side_by_side(run: Run, toy_data: Path, toy_tea
     assert len(alone) < len(table)
 
 
+def test_another_tool_gives_the_same_table(toy_student: Path, toy_data: Path) -> None:
+    pytest.importorskip("faster_coco_eval")
+    how: dict[str, Any] = {"imgsz": 64, "batch": 4, "device": "cpu"}
+    theirs = api.evaluate(toy_student, toy_data, backend="faster-coco-eval", **how)
+    assert theirs == api.evaluate(toy_student, toy_data, **how)
+
+
 @pytest.mark.e2e
 def test_export_measures_each_file_and_accepts_words_or_a_list(run: Run, toy_data: Path) -> None:
     table, exported = api.export(run.best, "torchscript", data=toy_data, imgsz=64)

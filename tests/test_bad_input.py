@@ -216,6 +216,14 @@ def test_a_run_folder_under_a_file(
     assert "project=" in second
 
 
+def test_a_tool_for_ap_that_nobody_knows(
+    refused: Callable[..., tuple[str, str]], toy_student: Path, toy_data: Path
+) -> None:
+    first, second = refused("val", f"model={toy_student}", f"data={toy_data}", "backend=cocoapi")
+    assert "backend=cocoapi is not known" in first
+    assert "faster-coco-eval" in second
+
+
 def test_report_of_nothing(refused: Callable[..., tuple[str, str]]) -> None:
     first, second = refused("report")
     assert "needs the folder of a comparison, or of a run" in first

@@ -106,6 +106,7 @@ def evaluate(
     data: str | Path,
     teacher: str | Path | None = None,
     annotations: str | Path | None = None,
+    backend: str = "pycocotools",
     **args: Any,
 ) -> str:
     """Measure a model with Ultralytics and with pycocotools: ``yolokd val``.
@@ -115,14 +116,15 @@ def evaluate(
         data: a data YAML.
         teacher: another model, to say which share of its mAP the first one keeps.
         annotations: COCO's own JSON of the images; else the boxes come from the labels.
-        **args: ``split``, ``imgsz``, ``batch``, ``device``, ``trust``, ``backend`` and Ultralytics' other val
-            arguments.
+        backend: the second tool; ``faster-coco-eval`` gives the same numbers.
+        **args: ``split``, ``imgsz``, ``batch``, ``device``, ``trust`` and Ultralytics' other val arguments.
 
     Returns:
         a table.
     """
-    mine = evaluate_model(model, data, annotations=annotations, **args)
-    theirs = evaluate_model(teacher, data, annotations=annotations, **args) if teacher else None
+    how: dict[str, Any] = {"annotations": annotations, "backend": backend, **args}
+    mine = evaluate_model(model, data, **how)
+    theirs = evaluate_model(teacher, data, **how) if teacher else None
     return evaluation_table(mine, theirs)
 
 

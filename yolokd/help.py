@@ -23,7 +23,7 @@ MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "val": (
         "mAP by Ultralytics and by pycocotools, side by side",
-        "model= data= [teacher= annotations= split=] and Ultralytics' val keys",
+        "model= data= [teacher= annotations= split= backend=] and Ultralytics' val keys",
         (
             "yolokd val model=best.pt data=coco8.yaml",
             "yolokd val model=best.pt data=coco.yaml teacher=yolo11x.pt annotations=instances_val2017.json",
