@@ -50,7 +50,7 @@ COMPARE_KEYS: dict[str, str] = {
     "jobs": "runs at once; cores are divided, of device=0,1 each run has one",
     "robustness": "off leaves that part out",
     "backend": "faster-coco-eval computes the same AP as pycocotools faster (pip install yolokd[fast])",
-    "resume": "folder of a comparison that was cut off",
+    "resume": "folder of a comparison that was cut off, or that is to have more seeds=",
 }
 PEERS = "peers"  # it asks for several trainings at the same time (yolokd.peers)
 # They ask for a training in several steps (yolokd.chain), as this teacher does.

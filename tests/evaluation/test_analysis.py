@@ -152,6 +152,13 @@ def test_an_interrupted_comparison(tmp_path: Path) -> None:
     write_report(comparison.folder)
 
 
+def test_seeds_that_were_added_after_a_look(tmp_path: Path) -> None:
+    comparison = judged(tmp_path / "c", RUNS)
+    comparison.looked = [1, 2]
+    comparison.save()
+    assert analyse(comparison.folder)["data"]["note"].startswith("seeds were added after a look at 1, then at 2: ")
+
+
 def test_a_report_of_a_comparison_that_goes_on(tmp_path: Path, asked: list[str]) -> None:
     comparison = judged(tmp_path / "c", {**RUNS, "yolokd": {0: 6}})
     folder = comparison.folder

@@ -155,7 +155,7 @@ def test_what_runs_where_may_be_said_anew_and_nothing_else(begin: Begin, machine
     with pytest.raises(Killed):
         begin(device="cpu")
     folder = here / "run" / "c"
-    refused(compare, "epochs= and seeds= beside resume=", resume=folder, seeds=3, epochs=4)
+    refused(compare, "epochs= and lr0= beside resume=", resume=folder, lr0=0.1, epochs=4)
     refused(compare, "holds no comparison", resume=here)
     refused(compare, "jobs=0 is not a number of runs", resume=folder, jobs=0)
     compare(resume=folder, jobs=2, device="0,1", robustness="off")
@@ -170,7 +170,8 @@ def test_what_runs_where_may_be_said_anew_and_nothing_else(begin: Begin, machine
     ("change", "words"),
     [
         ({"epochs": 4}, "began with epochs=3, and now it is epochs=4."),
-        ({"seeds": 3}, "began with seeds=[0, 1], and now it is seeds=[0, 1, 2]."),
+        ({"seeds": 1}, "has seeds=0,1, and now it is 0."),
+        ({"seeds": [1, 0, 2]}, "has seeds=0,1, and now it is 1,0,2."),
         ({"arms": "plain,native,yolokd"}, "began with arms=plain,yolokd"),
         ({"losses": "cls"}, "began with no yolokd.losses, and now it is yolokd.losses=cls."),
         ({"eval_split": "val"}, "began with eval_split=test, and now it is eval_split=val."),
@@ -187,6 +188,26 @@ def test_another_comparison_under_the_same_name(
     before = (here / "run/c/compare.yaml").read_text()
     refused(begin, words, **change)
     assert (here / "run/c/compare.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("how", ["the same command", "resume="])
+def test_more_seeds(begin: Begin, machine: Machine, here: Path, how: str) -> None:  # noqa: F811
+    begin()
+    folder, first = here / "run" / "c", list(machine.started)
+
+    def grow(seeds: int) -> None:
+        begin(seeds=seeds) if how == "the same command" else compare(resume=folder, seeds=seeds)
+
+    grow(3)
+    assert machine.started == [*first, "plain/2", "yolokd/2"]
+    assert (Comparison.load(folder).seeds, Comparison.load(folder).looked) == ([0, 1, 2], [])  # nobody had looked
+    (folder / "report.json").touch()
+    grow(4)
+    compare(resume=folder)
+    grown = Comparison.load(folder)
+    assert (grown.seeds, grown.looked) == ([0, 1, 2, 3], [3])
+    assert grown.command.split()[-1] == "seeds=0,1,2,3"  # what would do the same again
+    assert grown.command.count("seeds=") == 1
 
 
 def test_a_file_that_has_changed(begin: Begin, machine: Machine, toy_data: Path, here: Path) -> None:  # noqa: F811

@@ -13,11 +13,10 @@ from typing import Any
 from yolokd.compat.files import atomic_replace
 from yolokd.evaluation import curves, sections
 from yolokd.evaluation.arms import NATIVE, PLAIN
-from yolokd.evaluation.comparison import MANIFEST, Comparison
+from yolokd.evaluation.comparison import MANIFEST, REPORT, Comparison
 from yolokd.evaluation.outcomes import Outcomes
 from yolokd.evaluation.verdicts import verdict
 
-REPORT = "report.json"
 VERSION = 1
 
 
@@ -103,7 +102,7 @@ def _about(outcomes: Outcomes) -> dict[str, Any]:
             "names": {str(index): name for index, name in outcomes.names.items()},
             "eval_split": split.split,
             "held_out": split.held_out,
-            "note": "; ".join(filter(None, [split.note, _unfinished(outcomes)])),
+            "note": "; ".join(filter(None, [split.note, _unfinished(outcomes), _looked(comparison)])),
             "images": judged["images"],
             "objects": judged["objects"],
         },
@@ -122,6 +121,17 @@ def _unfinished(outcomes: Outcomes) -> str:
         return ""
     counts = ", ".join(f"{arm} {count}" for arm, count in done.items())
     return f"not all of the {whole} seeds are finished ({counts}): arms are compared on the seeds that both have"
+
+
+def _looked(comparison: Comparison) -> str:
+    """Say that seeds were added by someone who had seen a verdict, and could have stopped there."""
+    if not comparison.looked:
+        return ""
+    first = ", then at ".join(map(str, comparison.looked))
+    return (
+        f"seeds were added after a look at {first}: an interval that is looked at more than once lies clear of zero by "
+        "chance more often than one in twenty times"
+    )
 
 
 def _differences(outcomes: Outcomes, arm: str) -> dict[str, Any]:

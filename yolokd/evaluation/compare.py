@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ from yolokd.errors import UserError
 from yolokd.evaluation.backends import coco_tool
 from yolokd.evaluation.children import Child, Slot, available_cores, last_words, run_all, slots
 from yolokd.evaluation.coco import aligned
-from yolokd.evaluation.comparison import CHANGEABLE, MANIFEST, Comparison
-from yolokd.evaluation.planning import look_again, look_before, plan, read_jobs, read_switch
+from yolokd.evaluation.comparison import CHANGEABLE, MANIFEST, REPORT, Comparison
+from yolokd.evaluation.planning import look_again, look_before, plan, read_jobs, read_seeds, read_switch
 from yolokd.evaluation.progress import counted, progress, title
 from yolokd.evaluation.splits import write_held_out
 
@@ -75,7 +76,8 @@ def compare(
         jobs: runs at once; one on each device that ``device=`` names.
         robustness: ``off`` leaves that part of the analysis out.
         backend: ``faster-coco-eval`` in place of pycocotools for the AP of each run.
-        resume: the folder of a comparison that was cut off; then nothing else is needed.
+        resume: the folder of a comparison that was cut off; then nothing else is needed. More ``seeds`` may be asked
+            of one that is finished, too; the report says so.
         **args: yolokd's other keys, which are for the arm ``yolokd``, and every train argument of Ultralytics.
             ``name=`` names the folder: the same command with the same name continues there.
 
@@ -106,13 +108,14 @@ def compare(
 
 def _resumed(folder: Path, given: Mapping[str, Any]) -> Comparison:
     """A comparison by its folder; where and how it runs may be said anew."""
-    if fixed := sorted(set(given) - set(CHANGEABLE)):
+    if fixed := sorted(set(given) - {*CHANGEABLE, "seeds"}):
         listed = " and ".join(f"{key}=" for key in fixed)
         raise UserError(
             f"{listed} beside resume=: a comparison goes on with the settings it began with.",
-            f"Leave out {listed}; {', '.join(CHANGEABLE)} may be said anew.",
+            f"Leave out {listed}; {', '.join(CHANGEABLE)} may be said anew, and seeds= may become more.",
         )
     comparison = Comparison.load(folder)
+    comparison.seeds = read_seeds(given["seeds"]) if "seeds" in given else comparison.seeds
     comparison.settings |= {key: given[key] for key in ("device", "workers") if key in given}
     comparison.jobs = read_jobs(given.get("jobs", None if "device" in given else comparison.jobs), _device(comparison))
     if "robustness" in given:
@@ -141,7 +144,11 @@ def _continued(asked: Comparison, asked_anew: bool) -> Comparison:
     comparison = Comparison.load(asked.folder)
     if asked_anew:
         comparison.refuse_other(asked)
-    else:
+    if asked.seeds != comparison.seeds:
+        comparison.extend(asked.seeds, looked=(comparison.folder / REPORT).is_file())
+        words = [word for word in shlex.split(comparison.command) if not word.startswith("seeds=")]
+        comparison.command = shlex.join([*words, f"seeds={','.join(map(str, comparison.seeds))}"])
+    if not asked_anew:
         look_again(comparison)
     if comparison.left():
         comparison.refuse_versions()

@@ -25,9 +25,10 @@ MANIFEST = "compare.yaml"
 VERSION = 1
 TEACHER = "teacher"  # its folder, and its name where a run's arm stands
 RESULT = "result.json"  # in the folder of a run, written last
+REPORT = "report.json"  # what the analysis writes
 # What may be said anew when a comparison is continued: where and how it runs, not what it compares.
 CHANGEABLE = ("jobs", "robustness", "backend", "device", "workers")
-_NOT_COMPARED = ("folder", "jobs", "robustness", "backend", "machine", "command", "date", "judged")
+_NOT_COMPARED = ("folder", "seeds", "looked", "jobs", "robustness", "backend", "machine", "command", "date", "judged")
 # Of the shared settings, those that say how a finished model is judged.
 _JUDGING = ("imgsz", "batch", "device", "workers", "classes", "rect", "conf", "iou", "max_det", "agnostic_nms")
 _VERSIONS = ("python", "torch", "ultralytics", "yolokd")
@@ -50,6 +51,7 @@ class Comparison:
         jobs: how many runs at once.
         robustness: measure it in the analysis.
         backend: what computes COCO's AP of the runs (`backends`).
+        looked: how many seeds there were each time that more were added to an analysed comparison.
         files: what the comparison began with: path, or what was looked at, to SHA-256.
         machine: where it began, and with which versions.
         command: as it was written.
@@ -72,6 +74,7 @@ class Comparison:
     command: str = ""
     date: str = ""
     backend: str = "pycocotools"
+    looked: list[int] = field(default_factory=list)
 
     @classmethod
     def load(cls, folder: Path) -> Comparison:
@@ -201,6 +204,23 @@ class Comparison:
             remedy = "Write it as it was, or give the new comparison another name=."
             raise UserError(f"{self.folder} began with {was}, and now it is {now}{more}.", remedy)
         refuse_other_files(self.files, asked.files)
+
+    def extend(self, seeds: Sequence[int], *, looked: bool) -> None:
+        """Take seeds beside those that it has.
+
+        Args:
+            seeds: all of them.
+            looked: somebody may have seen what the seeds so far came to.
+
+        Raises:
+            UserError: one of its own is missing, or they stand in another order.
+        """
+        if list(seeds[: len(self.seeds)]) != self.seeds:
+            was, now = (",".join(map(str, some)) for some in (self.seeds, seeds))
+            raise UserError(f"{self.folder} has seeds={was}, and now it is {now}.", "Further seeds stand after those.")
+        if len(seeds) > len(self.seeds) and looked:
+            self.looked = [*self.looked, len(self.seeds)]
+        self.seeds = list(seeds)
 
     def refuse_versions(self) -> None:
         """Refuse to add runs of other versions to those that are there.
