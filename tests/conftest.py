@@ -38,6 +38,12 @@ def shared() -> Path:
     return SHARED.resolve()
 
 
+def train_words(toy_teacher: Path, toy_student: Path, toy_data: Path, **changes: str) -> list[str]:
+    """The words of a training that works, but for the changes."""
+    pairs = {"teacher": toy_teacher, "student": toy_student, "data": toy_data, "epochs": 1, "imgsz": 64} | changes
+    return ["train", *(f"{key}={value}" for key, value in pairs.items())]
+
+
 def save_detector(cfg: str, path: Path, names: dict[int, str] | None = None, seed: int = 0) -> Path:
     """Save a randomly initialised detector as Ultralytics would."""
     from ultralytics import YOLO

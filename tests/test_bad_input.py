@@ -11,15 +11,9 @@ import pytest
 import torch
 from ultralytics import YOLO
 
-from tests.conftest import save_detector
-from tests.lively import save_tiny_detr
+from tests.conftest import save_detector, train_words
 from yolokd import api
 from yolokd.cli import main
-
-
-def good(toy_teacher: Path, toy_student: Path, toy_data: Path, **changes: str) -> list[str]:
-    pairs = {"teacher": toy_teacher, "student": toy_student, "data": toy_data, "epochs": 1, "imgsz": 64} | changes
-    return ["train", *(f"{key}={value}" for key, value in pairs.items())]
 
 
 @pytest.mark.parametrize(
@@ -87,122 +81,7 @@ def test_bad_input(
     problem: str,
     remedy: str,
 ) -> None:
-    first, second = refused(*good(toy_teacher, toy_student, toy_data, **changes))
-    assert problem in first
-    assert remedy in second
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem", "remedy"),
-    [
-        ({"teacher": "{teacher},{student}"}, "the answers of one teacher that stays as it is", "Name one file"),
-        ({"teacher": "self"}, "stays as it is, not of teacher=self", "Name one file"),
-        ({"teacher": "self:levels"}, "stays as it is, not of teacher=self:levels", "Name one file"),
-        ({"losses": "cwd"}, "cwd needs feats; teacher_cache= replays", "leave out teacher_cache="),
-        ({"losses": "cls,crosskd"}, "crosskd needs reenter; teacher_cache= replays", "Leave crosskd out"),
-        ({"cwd.temperature": "2"}, "cwd needs feats; teacher_cache= replays", "leave out teacher_cache="),
-        ({"taps": "4,6,10"}, "taps= and teacher_cache= do not go together", "Leave out taps="),
-        ({"taps": "4,6,10", "losses": "cls,cwd"}, "taps= and teacher_cache= do not", "Leave out taps="),
-        ({"teacher_compile": "True"}, "teacher_compile= and teacher_cache= do not", "leave out teacher_cache="),
-        ({"teacher_precision": "fp16"}, "scores are stored in fp32", "Leave out teacher_precision="),
-        ({"teacher_cache": "{data}"}, "is no folder and cannot become one", "Name a folder"),
-        ({"teacher_imgsz": "80"}, "in multiples of 32", "teacher_imgsz=1280"),
-    ],
-)
-def test_what_stored_answers_cannot_do(
-    refused: Callable[..., tuple[str, str]],
-    toy_teacher: Path,
-    toy_student: Path,
-    toy_data: Path,
-    here: Path,
-    changes: dict[str, str],
-    problem: str,
-    remedy: str,
-) -> None:
-    files = {"teacher": toy_teacher, "student": toy_student, "data": toy_data}
-    asked = {"teacher_cache": str(here / "cache")} | {k: v.format(**files) for k, v in changes.items()}
-    first, second = refused(*good(toy_teacher, toy_student, toy_data, **asked))
-    assert problem in first
-    assert remedy in second
-
-
-@pytest.fixture(scope="module")
-def onnx_teacher(toy_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy teacher, exported for images of 64 px."""
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    copy = tmp_path_factory.mktemp("onnx") / "teacher.pt"
-    copy.write_bytes(toy_teacher.read_bytes())
-    return Path(YOLO(copy).export(format="onnx", imgsz=64, simplify=False))
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem", "remedy"),
-    [
-        ({"losses": "box,cwd"}, "The loss cwd needs feats", "Leave cwd out"),
-        ({"losses": "crosskd"}, "the teacher gives no way in", "yolokd losses"),
-        ({"taps": "4,6,10", "losses": "cls,cwd"}, "The loss cwd needs feats", "Leave cwd out"),
-        ({"taps": "4,6,10"}, "has none to look into", "Leave out taps="),
-        ({"imgsz": "96"}, "takes images of 64 x 64 px, the training has 96 x 96", "imgsz=96 or dynamic=True"),
-        ({"teacher_imgsz": "128"}, "takes images of 64 x 64 px, the training has 128 x 128", "dynamic=True"),
-        ({"multi_scale": "0.5"}, "takes images of one size, and multi_scale= changes theirs", "dynamic=True"),
-        ({"rect": "True"}, "takes images of one size, and rect= changes theirs", "Leave out rect="),
-        ({"teacher_precision": "bf16"}, "teacher_precision=bf16: an ONNX file computes as it was", "OpenVINO"),
-        ({"teacher_compile": "True"}, "teacher_compile= compiles a YOLO that is a network", "Leave out"),
-        ({"teacher_names": "cat,dog,cow"}, "says itself what its classes are called (red, green, blue)", "class_map"),
-        ({"teacher_names": "cat,,cow"}, "teacher_names=cat,,cow has an empty place", "in order"),
-        ({"teacher_boxes": "corners"}, "teacher_boxes=corners is no format of boxes", "xyxy"),
-        ({"teacher_cache": "{data}"}, "is no folder", "Name a folder"),
-        ({"teacher": "missing.onnx"}, "teacher=missing.onnx: no such file", "path"),
-        ({"teacher": "missing_openvino_model"}, "no such file", "path"),
-        ({"teacher": "{data}.onnx"}, "no such file", "path"),
-    ],
-)
-def test_what_an_exported_teacher_cannot_do(
-    refused: Callable[..., tuple[str, str]],
-    onnx_teacher: Path,
-    toy_student: Path,
-    toy_data: Path,
-    changes: dict[str, str],
-    problem: str,
-    remedy: str,
-) -> None:
-    asked = {key: value.format(data=toy_data) for key, value in changes.items()}
-    first, second = refused(*good(onnx_teacher, toy_student, toy_data, **asked))
-    assert problem in first
-    assert remedy in second
-
-
-def test_a_damaged_onnx_file(
-    refused: Callable[..., tuple[str, str]], onnx_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "torn.onnx"
-    file.write_bytes(onnx_teacher.read_bytes()[:40_000])
-    assert "cannot be loaded" in refused(*good(file, toy_student, toy_data))[0]
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem", "remedy"),
-    [
-        ({"losses": "cls,crosskd"}, "the teacher gives no way in", "yolokd losses"),
-        ({"taps": "4:4,6:6", "losses": "cwd"}, "teacher: there is no layer 6", "one feature map"),
-        ({"teacher_compile": "True"}, "teacher_compile= compiles a YOLO that is a network", "Leave out"),
-        ({"student": "{teacher}"}, "is an RT-DETR", "a detector of YOLOv8"),
-        ({"teacher_names": "a,b,c"}, "teacher_names is for an exported teacher", "Leave out teacher_names="),
-    ],
-)
-def test_what_an_rtdetr_cannot_do(
-    refused: Callable[..., tuple[str, str]],
-    tmp_path: Path,
-    toy_student: Path,
-    toy_data: Path,
-    changes: dict[str, str],
-    problem: str,
-    remedy: str,
-) -> None:
-    teacher = save_tiny_detr(tmp_path / "detr.pt")
-    asked = {key: value.format(teacher=teacher) for key, value in changes.items()}
-    first, second = refused(*good(teacher, toy_student, toy_data, **asked))
+    first, second = refused(*train_words(toy_teacher, toy_student, toy_data, **changes))
     assert problem in first
     assert remedy in second
 
@@ -211,7 +90,7 @@ def test_a_run_folder_under_a_file(
     refused: Callable[..., tuple[str, str]], toy_teacher: Path, toy_student: Path, toy_data: Path, here: Path
 ) -> None:
     (here / "run").write_text("a file")  # project=
-    first, second = refused(*good(toy_teacher, toy_student, toy_data))
+    first, second = refused(*train_words(toy_teacher, toy_student, toy_data))
     assert "cannot be written to" in first
     assert "project=" in second
 
@@ -287,7 +166,7 @@ def test_a_teacher_that_cannot_serve(
 ) -> None:
     file = tmp_path / "bad.pt"
     problem = make(file, toy_teacher)
-    first, _ = refused(*good(toy_teacher, toy_student, toy_data, teacher=str(file), losses="box,cls,kd"))
+    first, _ = refused(*train_words(toy_teacher, toy_student, toy_data, teacher=str(file), losses="box,cls,kd"))
     assert problem in first
     assert not (tmp_path / "ran").exists()
 
@@ -303,7 +182,7 @@ def test_every_checkpoint_that_is_named_is_read_safely(
 ) -> None:
     file = tmp_path / "evil.pt"
     problem = malicious(file, toy_student)
-    first, _ = refused(*good(toy_teacher, toy_student, toy_data, **{role: str(file)}))
+    first, _ = refused(*train_words(toy_teacher, toy_student, toy_data, **{role: str(file)}))
     assert problem in first
     assert not (tmp_path / "ran").exists()
 
@@ -332,7 +211,7 @@ def test_an_empty_split(
     file = tmp_path / "data.yaml"
     for split, folder in {"train": "images/train", "val": "images/val"}.items():
         file.write_text(toy_data.read_text().replace(folder, str(tmp_path / "empty")))
-        first, _ = refused(*good(toy_teacher, toy_student, toy_data, data=str(file)))
+        first, _ = refused(*train_words(toy_teacher, toy_student, toy_data, data=str(file)))
         assert f"the split {split} has no images" in first
 
 

@@ -18,11 +18,6 @@ from yolokd.export import Exported
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def good(toy_teacher: Path, toy_student: Path, toy_data: Path, **changes: str) -> list[str]:
-    pairs = {"teacher": toy_teacher, "student": toy_student, "data": toy_data, "epochs": 1, "imgsz": 64} | changes
-    return ["train", *(f"{key}={value}" for key, value in pairs.items())]
-
-
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     calls: list[tuple[str, dict[str, Any]]] = []

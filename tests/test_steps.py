@@ -42,5 +42,7 @@ def test_changes_that_no_step_could_train_with(change: dict[str, Any]) -> None:
 
 
 def test_changes_that_a_step_can_train_with(toy_data: Path) -> None:
-    refuse_changes({"data": str(toy_data), "device": "cpu", "batch": 4, "teacher_device": "cpu"})
-    refuse_changes({})
+    for change in ({"data": str(toy_data)}, {"device": "cpu", "batch": 4}, {"teacher_device": "cpu"}, {}):
+        before = dict(change)
+        refuse_changes(change)
+        assert change == before
