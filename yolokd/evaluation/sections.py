@@ -13,7 +13,7 @@ from yolokd.evaluation import audit as auditing
 from yolokd.evaluation import examples as drawing
 from yolokd.evaluation import robustness as robust
 from yolokd.evaluation import speed as timing
-from yolokd.evaluation.arms import NATIVE, PLAIN
+from yolokd.evaluation.arms import PLAIN
 from yolokd.evaluation.calibration import calibration as calibrated
 from yolokd.evaluation.children import devices_of
 from yolokd.evaluation.comparison import TEACHER, machine_facts
@@ -140,10 +140,10 @@ def audit(outcomes: Outcomes) -> list[dict[str, Any]]:
 
 
 def examples(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Some images under plain, the best arm of ours and the teacher; of the arms the first seed that both have."""
+    """Some images under plain, the arm of the verdict and the teacher; of the arms the first seed that both have."""
     folder, place = outcomes.comparison.folder, f"{FOLDER}/examples"
     done = _done(outcomes)
-    shown = [arm for arm in (PLAIN, _best(outcomes)) if arm in done]
+    shown = [arm for arm in (PLAIN, outcomes.headline()) if arm in done]
     seed = next(iter(outcomes.seeds(*shown)), None)
     runs = {arm: done[arm][0] if seed is None else seed for arm in shown}
     runs |= {} if outcomes.teacher is None else {TEACHER: 0}
@@ -159,13 +159,6 @@ def examples(outcomes: Outcomes) -> list[dict[str, Any]]:
         make,
         pictures=lambda found: [folder / path for entry in found for path in entry["images"].values()],
     )
-
-
-def _best(outcomes: Outcomes) -> str:
-    """The arm with the highest mean AP that is neither plain nor native; native where there is none."""
-    done = _done(outcomes)
-    means = {arm: outcomes.mean_ap(arm) or 0.0 for arm in done if arm not in (PLAIN, NATIVE)}
-    return max(means, key=means.__getitem__, default=NATIVE)
 
 
 def robustness(outcomes: Outcomes) -> dict[str, Any] | None:
