@@ -10,7 +10,7 @@ import statistics
 import sys
 from pathlib import Path
 
-T95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # two-sided 95 % t quantiles by number of seeds
+from scipy.special import stdtrit  # the quantile of Student's t
 
 
 def main(tables: str, column: str = "both_map", against: str = "plain") -> None:
@@ -25,8 +25,8 @@ def main(tables: str, column: str = "both_map", against: str = "plain") -> None:
         gains = [by_seed[seed] - runs[against][seed] for seed in shared]
         line = f"{arm:16} {len(by_seed)} seed(s)  mean {statistics.mean(by_seed.values()):5.1f}"
         line += f"  to {against} {statistics.mean(gains):+.2f} ({', '.join(f'{gain:+.2f}' for gain in gains)})"
-        if len(gains) in T95:
-            half = T95[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
+        if len(gains) > 2:
+            half = stdtrit(len(gains) - 1, 0.975) * statistics.stdev(gains) / len(gains) ** 0.5
             line += f"  95 % interval {statistics.mean(gains) - half:+.2f} to {statistics.mean(gains) + half:+.2f}"
         print(line)
 
