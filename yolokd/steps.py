@@ -172,7 +172,7 @@ def refuse_changes(changes: Mapping[str, Any]) -> None:
         UserError: a value that no training takes, or data that is not there.
     """
     ours, theirs = split_keys(changes)
-    build_config({"teacher": "any.pt", **ours})
+    build_config({"teacher": "any.pt", **ours})  # the losses want one; which it is does not matter here
     get_cfg(overrides=dict(theirs))
     if "data" in changes:
         check_data(changes["data"])

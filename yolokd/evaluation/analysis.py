@@ -69,6 +69,7 @@ def analyse(folder: str | Path, *, robustness: bool | None = True) -> dict[str, 
     arms = [{**outcomes.arm(arm), **_differences(outcomes, arm.name)} for arm in comparison.arms]
     headline = outcomes.headline()
     to_plain = {arm["name"]: arm["to_plain"] for arm in arms}.get(headline)
+    left_out = {"off": True} if robustness is False else None
     report = {
         "version": VERSION,
         **_about(outcomes),
@@ -81,7 +82,7 @@ def analyse(folder: str | Path, *, robustness: bool | None = True) -> dict[str, 
         "fairness": sections.fairness(outcomes),
         "audit": sections.audit(outcomes),
         "examples": sections.examples(outcomes),
-        "robustness": sections.robustness(outcomes) if robustness else None if robustness is None else {"off": True},
+        "robustness": sections.robustness(outcomes) if robustness else left_out,
     }
     text = json.dumps(report, indent=1)
     atomic_replace(comparison.folder / REPORT, lambda partial: partial.write_text(text, encoding="utf-8"))

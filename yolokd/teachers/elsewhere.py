@@ -54,7 +54,8 @@ class Elsewhere:
     def __call__(self, batch: Mapping[str, Any]) -> Predictions:
         """The answer to ``batch["img"]``, ``(B, 3, H, W)`` in [0, 1], or to larger images, on the device of these.
 
-        It is the one that was begun for this very tensor, once, or else is asked for now.
+        An answer that was begun is taken once, and for the very tensor that it was begun for; else the teacher is asked
+        now.
         """
         begun, self._begun = self._begun, None
         said = begun[1] if begun is not None and begun[0] is batch["img"] else self._ask(batch)
