@@ -5,8 +5,9 @@ A YAML gets random weights: speed and memory do not depend on them. Threads: OMP
 every=4 adds an arm, `seldom`, in which the teacher is asked in every fourth step (teacher_every=).
 losses=cls,box,pkd times other losses than the default ones; what each costs by itself tells loss_cost.py.
 data=DATA.yaml adds two arms that also read and augment their images: `loaded`, a plain step, and `replay`, one under
-the answers that the teacher has stored (teacher_cache=). Give a teacher with weights then: a random one sees nothing,
-and nothing is replayed. Ultralytics writes a label cache beside the labels. workers=8 reads images as it does on a GPU.
+the answers that the teacher has stored (teacher_cache=). Give a teacher with weights then (a random one sees nothing,
+and nothing is replayed) and a student that knows the same class names, a .pt file. Ultralytics writes a label cache
+beside the labels. workers=8 reads images as it does on a GPU.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-from yolokd.classes import ClassMap, shorten
+from yolokd.classes import ClassMap, normalise, shorten
 from yolokd.compat.checkpoint import restricted_loading
 from yolokd.compat.dataset import check_data
 from yolokd.compat.offline import no_font_download
@@ -189,7 +189,9 @@ def _class_lookup(
     """Return the data set's index of each class of the model (-1: not there), and the classes the model lacks."""
     if dict(model_names) == dict(data_names) and not class_map:
         return None, ()
-    mapping = ClassMap.by_name(model_names, data_names, class_map)
+    known = set(map(normalise, model_names.values()))  # of several teachers a name may be another one's
+    here = {theirs: ours for theirs, ours in (class_map or {}).items() if normalise(theirs) in known}
+    mapping = ClassMap.by_name(model_names, data_names, here)
     if not mapping.pairs:
         raise UserError(
             "Model and data share no class name: the model knows "

@@ -23,7 +23,7 @@ VERSION = 1
 def bring_up_to_date(folder: Path) -> None:
     """Analyse a comparison again where runs have finished since ``report.json`` was written, or there is none.
 
-    Robustness takes long: it is taken up only where all is measured already (`yolokd compare resume=` measures it).
+    Robustness takes long and is left out then; `yolokd compare resume=` measures it.
 
     Args:
         folder: of anything; what is no comparison stays as it is.
