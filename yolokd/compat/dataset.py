@@ -76,6 +76,11 @@ def image_files(data: Mapping[str, Any], split: str) -> list[str]:
     return sorted(file.replace("/", os.sep) for file in found if file.rpartition(".")[-1].lower() in IMG_FORMATS)
 
 
+def all_images(data: Mapping[str, Any]) -> list[str]:
+    """The image files of every split that a resolved data set names."""
+    return [file for split in ("train", "val", "test", "minival") for file in image_files(data, split)]
+
+
 def used_files(files: Sequence[str], fraction: Any) -> list[str]:
     """The training images that ``fraction=`` leaves, as Ultralytics takes them.
 
@@ -89,7 +94,9 @@ def used_files(files: Sequence[str], fraction: Any) -> list[str]:
     return list(files[: share if isinstance(share, int) else max(1, round(len(files) * share))])
 
 
-def sample_images(data: Mapping[str, Any], split: str, *, imgsz: int, n: int) -> Tensor:
+def sample_images(
+    data: Mapping[str, Any], split: str, *, imgsz: int, n: int, files: Sequence[str] | None = None
+) -> Tensor:
     """Read a few images, spread over the split, through Ultralytics' own reader and letterbox.
 
     No data set object is built, so no label cache is written.
@@ -99,6 +106,7 @@ def sample_images(data: Mapping[str, Any], split: str, *, imgsz: int, n: int) ->
         split: ``train``, ``val`` or ``test``.
         imgsz: side of the square images, pixels.
         n: how many at most; unreadable files are passed over.
+        files: these instead of the split's.
 
     Returns:
         ``(m, C, imgsz, imgsz)`` float32 in [0, 1], RGB, ``1 <= m <= n``, ``C = data["channels"]``.
@@ -106,7 +114,7 @@ def sample_images(data: Mapping[str, Any], split: str, *, imgsz: int, n: int) ->
     Raises:
         UserError: none of the images that were tried can be read.
     """
-    files = image_files(data, split)
+    files = image_files(data, split) if files is None else list(files)
     letterbox = LetterBox(new_shape=(imgsz, imgsz), auto=False)
     channels = int(data.get("channels", 3))
     images: list[Tensor] = []
