@@ -14,11 +14,12 @@ from tests.helpers import assignment, panel
 from yolokd.balance import Balance
 from yolokd.classes import ClassMap
 from yolokd.compat.checkpoint import head_info
-from yolokd.criterion import DistillationCriterion, weigh_unlabelled
+from yolokd.criterion import DistillationCriterion
 from yolokd.errors import UserError
 from yolokd.guard import Guard
 from yolokd.losses.base import LOSSES, build_losses
 from yolokd.predictions import Pair, Predictions
+from yolokd.pseudo import weigh_unlabelled
 from yolokd.schedule import Schedule
 from yolokd.taps import StudentTaps, entry_depth, tapped_pair
 from yolokd.teachers.live import LiveTeacher

@@ -12,7 +12,8 @@ from ultralytics import YOLO
 from tests.conftest import NAMES, save_detector
 from yolokd.config import build_config
 from yolokd.errors import UserError
-from yolokd.preflight import Report, checks_text, preflight, preflight_plain
+from yolokd.preflight import Report, preflight, preflight_plain
+from yolokd.preflight_text import checks_text
 
 
 def run(teacher: Any, student: Any, data: Any, ours: dict[str, Any] | None = None, **theirs: Any) -> Report:

@@ -20,7 +20,8 @@ from yolokd.evaluation.report import write_report
 from yolokd.export import Exported, export_model, export_table
 from yolokd.keys import CACHE_KEYS, PEERS, split_keys, with_recipe
 from yolokd.peers import begin_peers, resume_peers
-from yolokd.preflight import checks_text, preflight
+from yolokd.preflight import preflight
+from yolokd.preflight_text import checks_text
 from yolokd.replaying import BATCH, fill_from
 from yolokd.runs import Run, train
 from yolokd.steps import Chain
@@ -107,6 +108,7 @@ def evaluate(
     teacher: str | Path | None = None,
     annotations: str | Path | None = None,
     backend: str = "pycocotools",
+    student_view: str = "",
     **args: Any,
 ) -> str:
     """Measure a model with Ultralytics and with pycocotools: ``yolokd val``.
@@ -117,13 +119,14 @@ def evaluate(
         teacher: another model, to say which share of its mAP the first one keeps.
         annotations: COCO's own JSON of the images; else the boxes come from the labels.
         backend: the second tool; ``faster-coco-eval`` gives the same numbers.
+        student_view: as in the model's training (``gray``, ``dark``, ``half``); the teacher sees them whole.
         **args: ``split``, ``imgsz``, ``batch``, ``device``, ``trust`` and Ultralytics' other val arguments.
 
     Returns:
         a table.
     """
     how: dict[str, Any] = {"annotations": annotations, "backend": backend, **args}
-    mine = evaluate_model(model, data, **how)
+    mine = evaluate_model(model, data, **how, student_view=student_view)
     theirs = evaluate_model(teacher, data, **how) if teacher else None
     return evaluation_table(mine, theirs)
 

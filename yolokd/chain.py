@@ -31,6 +31,7 @@ from yolokd.compat.dataset import check_data
 from yolokd.compat.files import atomic_replace, begin_folder, recover
 from yolokd.config import build_config
 from yolokd.errors import UserError
+from yolokd.image_config import in_steps_too
 from yolokd.keys import BORN_AGAIN, MANIFEST, STEP_KEYS, split_keys
 from yolokd.resume import locate
 from yolokd.runs import Run, finished_run, train
@@ -172,7 +173,7 @@ def _planned(asked: dict[str, Any]) -> Chain:
         steps = [Step(f"{i}-{Path(model).stem}", model) for i, model in enumerate(models, 1)]
         for step, teaches in zip(steps, [first, *(step.name for step in steps)], strict=False):
             step.teacher = teaches
-    folder, settings = common(ours, theirs)
+    folder, settings = common({**ours, **in_steps_too(config.images, ours)}, theirs)
     return Chain(folder, born_again, settings, steps)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import yaml
 
+from yolokd.asked_losses import asked_losses, asked_options
 from yolokd.errors import UserError
-from yolokd.keys import OUR_KEYS, known_keys, load_recipe, loss_pairs, refuse_unknown, split_keys
+from yolokd.image_config import ImageConfig, image_config
+from yolokd.keys import OUR_KEYS, load_recipe, refuse_unknown, split_keys
 from yolokd.schedule import SCHEDULES, Schedule
 from yolokd.teachers.spec import read_teachers
 from yolokd.values import (
@@ -24,7 +24,6 @@ from yolokd.values import (
     exported_only,
     folder,
     guard_patience,
-    like,
     switch,
     tapped_layers,
     teacher_device,
@@ -73,6 +72,7 @@ class DistillConfig:
         teacher_precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         class_map: teacher class name to student class name.
         trust: load checkpoints whose pickle references unknown globals.
+        images: what was asked of the images.
     """
 
     teacher: str
@@ -96,6 +96,7 @@ class DistillConfig:
     kd_start: int = 0
     class_map: Mapping[str, str] = field(default_factory=dict)
     trust: bool = False
+    images: ImageConfig = field(default_factory=ImageConfig)
     chosen: bool = field(default=True, compare=False)
 
     @property
@@ -125,12 +126,13 @@ class DistillConfig:
         taps = tuple((s, t) for s, t in plain.get("taps", ()))
         # A run that began before there was a guard goes on as it began.
         lists = {key: tuple(plain.get(key, ())) for key in _LISTS}
-        return cls(**{"guard_patience": None, **plain, "taps": taps, **lists})
+        images = ImageConfig.from_dict(plain.get("images", {}))
+        return cls(**{"guard_patience": None, **plain, "taps": taps, "images": images, **lists})
 
     def to_yaml(self) -> str:
         """The settings as a recipe: what `recipe=` reads back into an equal config."""
         flat: dict[str, Any] = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("loss_options", "chosen")
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("loss_options", "images", "chosen")
         }
         # Gains beside balance= would contradict it.
         flat["losses"] = (dict(self.losses) if self.balance is None else ",".join(self.losses)) or "none"
@@ -139,6 +141,7 @@ class DistillConfig:
         flat["taps"] = ",".join(f"{s}:{t}" for s, t in self.taps)
         flat |= {key: list(flat[key]) or None for key in _LISTS}
         flat["class_map"] = dict(self.class_map) or None
+        flat |= self.images.flat()
         for name, options in self.loss_options.items():
             flat |= {f"{name}.{option}": value for option, value in options.items()}
         return yaml.safe_dump({k: v for k, v in flat.items() if v not in (None, "")}, sort_keys=False)
@@ -151,8 +154,8 @@ def build_config(ours: Mapping[str, Any]) -> DistillConfig:
         UserError: names every problem at once.
     """
     problems = Problems()
-    losses = _losses(ours, problems)
-    options = _options(ours, losses, problems)
+    losses = asked_losses(ours, problems)
+    options = asked_options(ours, losses, problems)
     close, refine = count(ours, "kd_close", problems), count(ours, "refine_epochs", problems)
     if close and refine:
         problems.add("kd_close and refine_epochs both end distillation early", "Keep one of the two.")
@@ -182,6 +185,7 @@ def build_config(ours: Mapping[str, Any]) -> DistillConfig:
         kd_start=count(ours, "kd_start", problems),
         class_map=class_names(ours.get("class_map"), problems),
         trust=switch(ours, "trust", problems),
+        images=image_config(ours, teacher, losses, problems),
         chosen="losses" in ours,
     )
     problems.raise_if_any()
@@ -241,58 +245,3 @@ def _teacher(ours: Mapping[str, Any], losses: Mapping[str, float], problems: Pro
     except ValueError as error:
         problems.add(str(error), "Write teacher=A.pt, teacher=A.pt,B.pt, teacher=A.pt:person+car,B.pt:dog or self.")
         return text
-
-
-def _losses(ours: Mapping[str, Any], problems: Problems) -> dict[str, float]:
-    from yolokd.losses.base import DEFAULT_LOSSES, LOSSES
-
-    if "losses" not in ours:
-        return dict(DEFAULT_LOSSES)
-    try:
-        asked = loss_pairs(ours["losses"])
-    except ValueError as error:
-        problems.add(str(error), "Write losses=NAME:GAIN,NAME:GAIN, e.g. losses=cls:0.5,box:1.5,cwd:1.")
-        return {}
-    gains: dict[str, float] = {}
-    for name, gain in asked.items():
-        gains[name] = math.nan  # never seen: a problem is added wherever it stays
-        if name not in LOSSES:
-            near = difflib.get_close_matches(name, LOSSES, 1)
-            hint = f"Did you mean {near[0]}? " if near else ""
-            problems.add(f"{name!r} is not a loss", f"{hint}The losses are {', '.join(LOSSES)}.")
-        elif gain is None:
-            gains[name] = LOSSES[name].gain
-        elif isinstance(gain, bool) or not isinstance(gain, (int, float)) or not math.isfinite(gain):
-            problems.add(f"the gain of {name} is not a number: {gain}", "A gain is a positive number, e.g. cls:0.5.")
-        elif gain < 0:
-            problems.add(f"the gain of {name} is negative: {gain:g}", "A gain is a positive number, e.g. cls:0.5.")
-        elif gain == 0:
-            problems.add(f"the gain of {name} is zero throughout", f"Leave {name} out of losses=, or give it a gain.")
-        else:
-            gains[name] = float(gain)
-    return gains
-
-
-def _options(ours: Mapping[str, Any], losses: Mapping[str, float], problems: Problems) -> dict[str, dict[str, Any]]:
-    from yolokd.losses.base import LOSSES
-
-    chosen: dict[str, dict[str, Any]] = {}
-    for key in (key for key in ours if "." in key):
-        name, _, option = key.partition(".")
-        if name not in LOSSES:
-            near = difflib.get_close_matches(key, known_keys(), 1)
-            hint = f"Did you mean {near[0]}? " if near else ""
-            problems.add(f"{key}: {name!r} is not a loss", f"{hint}The losses are {', '.join(LOSSES)}.")
-        elif option not in LOSSES[name].options:
-            known = ", ".join(LOSSES[name].options) or "none"
-            problems.add(f"{name} has no option {option!r}", f"The options of {name}: {known}.")
-        elif name not in losses:
-            problems.add(f"{key} is set, but {name} is not among the losses", f"Add {name} to losses=, or drop {key}.")
-        else:
-            default = LOSSES[name].options[option]
-            try:
-                chosen.setdefault(name, {})[option] = like(default, ours[key])
-            except ValueError:
-                kind = type(default).__name__
-                problems.add(f"{key}={ours[key]} is not a {kind}", f"The default is {key}={default}.")
-    return chosen

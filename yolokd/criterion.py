@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 from yolokd.balance import Balance
 from yolokd.compat.boxes import anchor_points
-from yolokd.compat.training import AssignmentTap, branch_losses, branches
+from yolokd.compat.joined import flags
+from yolokd.compat.training import AssignmentTap, PartialBCE, branch_losses, branches
 from yolokd.guard import Guard
 from yolokd.levels import assigned_at, take_levels
 from yolokd.losses.base import LOSSES
 from yolokd.matching import match_positives
 from yolokd.predictions import Assigned, Predictions
+from yolokd.pseudo import PseudoLabels, detections, weigh_unlabelled
 from yolokd.schedule import Schedule
 from yolokd.taps import StudentTaps
 from yolokd.teachers.panel import Panel
-
-# On an image without labels an anchor counts where the teacher is at least this sure of some class.
-UNLABELLED_CONFIDENCE = 0.25
 
 
 class DistillationCriterion:
@@ -44,6 +43,7 @@ class DistillationCriterion:
         taps: what to listen to in the student beside its head's outputs.
         watch: measure the terms' gradients; impossible where the student is compiled.
         every: the teachers are asked in every so many-th step, and what they say counts so many times.
+        pseudo: what becomes of images without labels (``unlabelled=``); None: there are none.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class DistillationCriterion:
         taps: StudentTaps | None = None,
         watch: bool = True,
         every: int = 1,
+        pseudo: PseudoLabels | None = None,
     ) -> None:
         self.base = base
         self.teachers = teachers
@@ -69,6 +70,8 @@ class DistillationCriterion:
         self.taps = taps
         self.watch = watch
         self.every = every
+        self.pseudo = pseudo
+        self.taught: dict[str, Tensor] = {}  # the boxes of the last batch, pseudo-boxes among them, to be shown
         self.epoch = 0.0
         self._step = 0.0
         tapped = taps is not None and taps.layers
@@ -77,7 +80,9 @@ class DistillationCriterion:
         self._counted = 0
         self._steps = 0  # of the training
         self._branches = branch_losses(base)
-        self._assigners = [AssignmentTap(b) for b in (self._branches.dense, self._branches.one2one) if b is not None]
+        losses_of = [b for b in (self._branches.dense, self._branches.one2one) if b is not None]
+        self._assigners = [AssignmentTap(b) for b in losses_of]
+        self._partial = [PartialBCE.install(b) for b in losses_of if pseudo is not None]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "base" not in self.__dict__:
@@ -128,6 +133,10 @@ class DistillationCriterion:
     @property
     def asks(self) -> bool:
         """Whether the teachers will be asked about the next batch; in the other steps they rest."""
+        return self._distils or (self.pseudo is not None and self.epoch < self.pseudo.until)
+
+    @property
+    def _distils(self) -> bool:
         return self._factor > 0 and self._steps % self.every == 0
 
     @property
@@ -153,24 +162,27 @@ class DistillationCriterion:
         Returns:
             the losses, multiplied by B as Ultralytics does, and the items, which are not.
         """
-        total, items = self.base(preds, batch)
         dense, one2one = branches(preds)
         assert dense.feats is not None
-        _, strides = anchor_points(dense.feats, self.strides)
-        assigned = [tap.take(strides) for tap in self._assigners]
+        anchors, strides = anchor_points(dense.feats, self.strides)
         sizes = [(f.shape[2], f.shape[3]) for f in dense.feats]
+        levels = self.teachers.levels
         if self.taps is not None:
             dense = self.taps(dense)
         if not self.teachers.whole:
-            levels = self.teachers.levels
             dense = take_levels(dense, sizes, levels)
             one2one = None if one2one is None else take_levels(one2one, sizes, levels)
+        self.teachers.progress(self._steps)
+        batch, answers = self._label(batch, dense, anchors)
+        total, items = self.base(preds, batch)
+        assigned = [tap.take(strides) for tap in self._assigners]
+        if not self.teachers.whole:
             assigned = [assigned_at(each, sizes, levels) for each in assigned]
         images = batch["img"].shape[0]
-        factor, asked = self._factor, self.asks
+        factor, asked = self._factor, self._distils
         self.epoch, self._steps = self.epoch + self._step, self._steps + 1
         # Before the ramp, after kd_close and between two steps of teacher_every the teacher rests.
-        terms = self._distil(dense, one2one, batch, assigned) if asked else {}
+        terms = self._distil(dense, one2one, batch, assigned, answers) if asked else {}
         if spoken := bool(terms):
             self._look_at(total.sum() / images, terms, dense, factor)
         terms = terms or {name: total.new_zeros(()) for name in self.losses}
@@ -180,6 +192,34 @@ class DistillationCriterion:
             logged: Mapping[str, Tensor] = getattr(loss, "logged", {})
             items |= {f"kd_{name}_{k}": (self.every if spoken else 0) * v for k, v in logged.items()}
         return torch.cat([total, *(value.view(1) * images for value in terms.values())]), items
+
+    def _label(
+        self, batch: Mapping[str, Any], dense: Predictions, anchors: Tensor
+    ) -> tuple[Mapping[str, Any], list[Predictions] | None]:
+        """Give the images without labels their targets, and keep the class term from the rest of them.
+
+        Returns:
+            the batch with pseudo-boxes among its labels, and what the teachers said of it, if they were asked.
+        """
+        unlabelled = None if self.pseudo is None else flags(batch)
+        answers = None
+        targets = None
+        if self.pseudo is not None and unlabelled is not None:
+            assert dense.feats is not None
+            assert dense.scores is not None
+            classes = dense.scores.shape[1]
+            targets = self.pseudo.nothing(unlabelled, anchors, classes)
+            if self.epoch < self.pseudo.until:
+                answers = self.teachers.ask(batch, dense)
+            if answers is not None:
+                taught = anchor_points(dense.feats, tuple(self.strides[i] for i in self.teachers.levels))
+                found = detections(answers, unlabelled, *taught, classes)
+                targets = self.pseudo(found, unlabelled, anchors, (batch["img"].shape[3], batch["img"].shape[2]))
+        for term in self._partial:
+            term.ignored = None if targets is None else targets.ignored
+        batch = batch if targets is None else targets.beside(batch)
+        self.taught = {} if targets is None else {key: batch[key].detach() for key in ("batch_idx", "cls", "bboxes")}
+        return batch, answers
 
     def _look_at(self, detection: Tensor, terms: Mapping[str, Tensor], dense: Predictions, factor: float) -> None:
         """Note what the guard and the balance want to know: the terms' values, and now and then their gradients."""
@@ -193,16 +233,21 @@ class DistillationCriterion:
         self.balance.measure(detection, terms, dense.feats, elsewhere)
 
     def _distil(
-        self, dense: Predictions, one2one: Predictions | None, batch: Mapping[str, Any], assigned: list[Assigned]
+        self,
+        dense: Predictions,
+        one2one: Predictions | None,
+        batch: Mapping[str, Any],
+        assigned: list[Assigned],
+        answers: list[Predictions] | None,
     ) -> dict[str, Tensor]:
         """The value of each loss, without gain, both branches of an end2end student together; nothing unanswered."""
         taught = assigned[0]
-        teacher = self.teachers(batch, dense, taught.anchors, taught.strides, taught.seen)
+        teacher = self.teachers(batch, dense, taught.anchors, taught.strides, taught.seen, answers)
         if teacher is None:
             return {}
         dense_gain, one2one_gain = self._branches.gains()
         with torch.autocast(batch["img"].device.type, enabled=False):  # a soft target in half precision is a hard one
-            here = weigh_unlabelled(taught, teacher, batch["img"].shape[0])
+            here = weigh_unlabelled(taught, teacher, batch["img"].shape[0], flags(batch))
             # The one-to-many branch is all that teaches an end2end student's pyramid, and its weight falls over
             # training: a feature loss that stayed would outgrow it.
             views = {False: (dense, teacher), True: (at_taps(dense), at_taps(teacher))}
@@ -220,29 +265,3 @@ def at_taps(predictions: Predictions) -> Predictions:
     members = None if predictions.members is None else tuple(at_taps(member) for member in predictions.members)
     feats = predictions.feats if predictions.taps is None else predictions.taps
     return replace(predictions, feats=feats, members=members)
-
-
-def weigh_unlabelled(assigned: Assigned, teacher: Predictions, batch: int) -> Assigned:
-    """Let the teacher weigh the anchors of images that have no label.
-
-    The detection loss gives such an image no target at all. Where the teacher is at least
-    ``UNLABELLED_CONFIDENCE`` sure of a class that the student knows, the anchor counts that much.
-
-    Args:
-        assigned: the detection loss's assignment.
-        teacher: predictions with scores in the student's class space, or without scores.
-        batch: number of images.
-    """
-    if teacher.scores is None:
-        return assigned
-    labelled = torch.zeros(batch, dtype=torch.bool, device=assigned.weight.device)
-    labelled[assigned.gt_image] = True
-    if len(assigned.gt_image) and bool(labelled.all()):
-        return assigned
-    sure = teacher.scores.float().amax(1).sigmoid()  # (B, A)
-    sure = torch.where(sure >= UNLABELLED_CONFIDENCE, sure, torch.zeros_like(sure))
-    weight = torch.where(labelled[:, None], assigned.weight, sure)
-    # Levels that are not taught count into the detection loss's normaliser and so into ours.
-    total = assigned.weight.sum()
-    elsewhere = torch.where(assigned.normalizer > 1, assigned.normalizer - total, torch.zeros_like(total))
-    return replace(assigned, weight=weight, normalizer=(weight.sum() + elsewhere).clamp(min=1))

@@ -18,12 +18,13 @@ MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "yolokd train teacher=yolo11x.pt via=yolo11m.pt,yolo11s.pt student=yolo11n.pt data=my.yaml",
             "yolokd train teacher=born-again generations=2 student=yolo11n.pt data=my.yaml",
             "yolokd train peers=yolo11n.yaml,yolo11s.yaml data=my.yaml",
+            "yolokd train teacher=best_x.pt student=yolo11n.pt data=few_labels.yaml unlabelled=images/,clip.mp4",
             "yolokd train resume=runs/detect/train/weights/last.pt",
         ),
     ),
     "val": (
         "mAP by Ultralytics and by pycocotools, side by side",
-        "model= data= [teacher= annotations= split= backend=] and Ultralytics' val keys",
+        "model= data= [teacher= annotations= split= backend= student_view=] and Ultralytics' val keys",
         (
             "yolokd val model=best.pt data=coco8.yaml",
             "yolokd val model=best.pt data=coco.yaml teacher=yolo11x.pt annotations=instances_val2017.json",
@@ -42,7 +43,7 @@ MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "cache": (
         "run the teacher once over the training images, for train teacher_cache=",
         "teacher= data= [teacher_cache= imgsz= teacher_imgsz= teacher_names= teacher_boxes= device= workers= batch= "
-        "fraction= trust=]",
+        "fraction= unlabelled= trust=]",
         ("yolokd cache teacher=yolo11x.pt data=my.yaml teacher_cache=answers imgsz=640",),
     ),
     "compare": (

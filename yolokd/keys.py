@@ -38,6 +38,14 @@ OUR_KEYS: dict[str, str] = {
     "teacher_names": "class names, in order, of an exported teacher that does not say them: person,bicycle",
     "teacher_boxes": "how an exported teacher writes down boxes where that is unclear: xyxy, xywh, xyxyn or xywhn",
     "class_map": "teacher classes that have another name in the data, e.g. motorbike:motorcycle,auto:car",
+    "unlabelled": "images without labels to learn from: folders, lists (.txt) or videos, e.g. images/,clip.mp4",
+    "unlabelled_ratio": "images without labels for each one with, in every batch, e.g. 1 (each image once an epoch)",
+    "unlabelled_seconds": "between two frames that are taken of a video (1)",
+    "pseudo_precision": "the share of the teacher's boxes that is to be right where they stand for labels (0.9); off",
+    "student_classes": "the classes of the student, by name, where it is to know fewer than the teacher: person,car",
+    "domain": "adapt: from the labelled images to the domain of unlabelled=, by a teacher that follows the student",
+    "teacher_images": "a folder with an image of the same name for each of the student's: what the teacher sees (RGB)",
+    "student_view": "make the student's images from the teacher's: gray, dark or half (of the resolution)",
     "trust": "load .pt files that hold more than an Ultralytics model; this runs code from the file (True, False)",
     "recipe": "a YAML file with any of these keys and of Ultralytics'; the command line wins over it",
 }
@@ -58,7 +66,10 @@ STEP_KEYS = ("via", "generations")
 BORN_AGAIN = "born-again"
 # What `yolokd cache` reads; the others say something about a training.
 _CACHED = "teacher teacher_cache teacher_imgsz teacher_names teacher_boxes data imgsz device workers batch fraction"
-CACHE_KEYS = (*_CACHED.split(), "trust")
+CACHE_KEYS = (*_CACHED.split(), "unlabelled", "trust")
+# They say which images there are, and what teacher and student see of them (yolokd.image_config).
+_IMAGES = "unlabelled unlabelled_ratio unlabelled_seconds pseudo_precision student_classes domain teacher_images"
+IMAGE_KEYS = (*_IMAGES.split(), "student_view")
 # Accepted by Ultralytics' get_cfg although they do not stand in its default.yaml.
 _EXTRA_KEYS = {"augmentations", "save_dir", "end2end", "int8", "half", "boxes", "hide_labels", "hide_conf"}
 _EXTRA_KEYS |= {"line_thickness", "label_smoothing", "save_hybrid", "crop_fraction", "keras"}

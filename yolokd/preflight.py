@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from yolokd.classes import ClassMap, shorten, trained_classes
+from yolokd.classes import ClassMap, trained_classes
 from yolokd.compat.checkpoint import (
     build_student,
     find_checkpoint,
@@ -22,20 +22,19 @@ from yolokd.compat.checkpoint import (
     read_checkpoint,
     sha256,
 )
-from yolokd.compat.dataset import check_data, sample_images
 from yolokd.compat.larger import asked_side, training_side
 from yolokd.config import DistillConfig
 from yolokd.errors import UserError
-from yolokd.losses.base import LOSSES
+from yolokd.learning import ImagesToLearn, data_of
 from yolokd.needs import refuse_pair, refuse_settings, servable, trial_losses, without_features
 from yolokd.predictions import Pair
+from yolokd.preflight_text import cost_line, pair_lines, tap_lines
 from yolokd.seating import open_panel, teachers_device
 from yolokd.teachers.elsewhere import bare
 from yolokd.teachers.live import LiveTeacher, resolve_precision
 from yolokd.teachers.opening import NOBODY, Networks, find_teacher
-from yolokd.teachers.panel import Panel
 from yolokd.teachers.spec import TeacherSpec, read_teachers
-from yolokd.trial import Trial, run_trial
+from yolokd.trial import run_trial
 
 # Enough images to see NaN and to time a step, few enough for a large teacher on a small CPU.
 _TRIAL_IMAGES = 2
@@ -98,9 +97,10 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any], peers: Netwo
     """
     refuse_settings(config, train_args)
     specs = [find_teacher(spec) for spec in read_teachers(config.teacher)]
-    found = replace(config, teacher=",".join(str(spec) for spec in specs))
+    found = replace(config, teacher=",".join(str(spec) for spec in specs), images=config.images.placed())
     with _same_randomness():
         student, data, knows_data = _student_and_data(config, train_args)
+        images = ImagesToLearn.find(config, data, train_args)
         device, dtype, amp = _arithmetic(config, train_args)
         info = head_info(student)
         side = training_side(asked_side(train_args.get("imgsz")), info.strides)
@@ -111,16 +111,15 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any], peers: Netwo
             only=trained_classes(train_args.get("classes")),
             imgsz=side,
         )
-        refuse_pair(config, panel, info, {**train_args, "imgsz": side}, int(data["channels"]))
+        images.refuse(panel)
+        refuse_pair(config, panel, info, {**train_args, "imgsz": side}, images.teachers_channels(panel))
         found = without_features(found, panel)
         losses = trial_losses(found, panel, student, int(train_args.get("seed") or 0))
         panel.to_precision(dtype)
-        images, larger = (
-            sample_images(data, "train", imgsz=size, n=_TRIAL_IMAGES).to(device) if size else None
-            for size in (side, config.teacher_imgsz)
+        seen, larger = images.sample(panel, side, _TRIAL_IMAGES)
+        trial = run_trial(
+            panel, student.to(device), seen.to(device), None if larger is None else larger.to(device), amp=amp
         )
-        assert images is not None
-        trial = run_trial(panel, student.to(device), images, larger, amp=amp)
         replayed = replace(trial.teacher, feats=None, taps=None, reenter=None)
         # Found on whole images; the first batch of the training may hold too few boxes to tell.
         forms = {getattr(bare(view.teacher), "box_format", None) for view in panel.views} - {None}
@@ -133,10 +132,11 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any], peers: Netwo
     without = [name for name in config.losses if name not in found.losses]
     maps = [view.class_map for view in panel.views]
     lines = [
-        *_pair_lines(panel, maps, adapters),
-        *_tap_lines(config),
+        *pair_lines(panel, maps, adapters),
+        *tap_lines(config),
+        *images.lines,
         *(f"{name} is left out: the teacher does not give what it needs" for name in without),
-        _cost_line(trial, slowdown, images.shape, teachers_device(config, device) != device),
+        cost_line(trial, slowdown, seen.shape, teachers_device(config, device) != device),
     ]
     return Report(
         lines=[*lines, *(f"WARNING: {warning}" for warning in warnings)],
@@ -145,7 +145,7 @@ def preflight(config: DistillConfig, train_args: Mapping[str, Any], peers: Netwo
         class_maps=maps,
         config=found,
         teacher=config.teacher,
-        data=str(train_args["data"]),
+        data=str(train_args.get("data") or ""),
         adapter_parameters=adapters,
         slowdown=slowdown,
         memory=trial.memory,
@@ -169,42 +169,6 @@ def preflight_plain(config: DistillConfig, train_args: Mapping[str, Any]) -> Non
         _student_and_data(config, train_args)
 
 
-def checks_text(report: Report, teacher_maps: Mapping[str, float], student_map: float) -> str:
-    """What ``yolokd checks`` prints: the report, the accuracies, and whether the teacher is worth having.
-
-    Args:
-        report: of the preflight.
-        teacher_maps: each teacher's file and its mAP50-95 on the validation split, classes matched by name.
-        student_map: the same of the student as it is before training.
-    """
-    lines = [*report.lines, f"memory: {report.memory}"]
-    note = "" if report.student_knows_data else "  (not trained on these classes: the number means nothing yet)"
-    for file, value in teacher_maps.items():
-        which = f" {Path(file).name}" if len(teacher_maps) > 1 else ""
-        lines += [f"teacher{which} mAP50-95 on {report.data}: {value:.3f}"]
-    lines += [f"student mAP50-95 on {report.data}: {student_map:.3f}{note}"]
-    if not teacher_maps:
-        return "\n".join(lines)
-    teacher_map = max(teacher_maps.values())
-    finetune = " && ".join(f"yolo detect train model={file} data={report.data}" for file in teacher_maps)
-    unmapped = report.unmapped
-    if unmapped:
-        lines += [
-            f"WARNING: the teacher does not know {shorten(unmapped)}. Fine-tune it on your data first:",
-            f"    {finetune}",
-        ]
-    elif len(teacher_maps) > 1 and any(part.unmapped for part in report.class_maps):
-        lines += ["Each of these is marked over all classes, those included for which it does not speak."]
-    elif report.student_knows_data and teacher_map <= student_map:
-        lines += [
-            "WARNING: the teacher is not better than the student on your validation split, so it has little to teach.",
-            f"    A larger teacher, or this one fine-tuned on your data: {finetune}",
-        ]
-    elif not report.student_knows_data:
-        lines += [f"To know what the teacher is worth, train the student plainly once, or fine-tune both: {finetune}"]
-    return "\n".join(lines)
-
-
 def _student_and_data(config: DistillConfig, train_args: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any], bool]:
     """The student with the classes of the data, the data, and whether the student knew these classes already."""
     spec = train_args.get("model")
@@ -214,7 +178,7 @@ def _student_and_data(config: DistillConfig, train_args: Mapping[str, Any]) -> t
     own = None if str(spec).endswith((".yaml", ".yml")) else list(student.names.values())
     if isinstance(extra := train_args.get("pretrained"), (str, Path)):
         read_checkpoint(find_checkpoint(extra, role="pretrained"), role="pretrained", trust=config.trust)
-    data = check_data(train_args.get("data"), "train", str(train_args.get("split") or "val"))
+    data = data_of(config, train_args)
     names = {0: "item"} if train_args.get("single_cls") else dict(data["names"])
     return fit_to_data(student, names, int(data["channels"])), data, own == list(names.values())
 
@@ -248,43 +212,6 @@ def _arithmetic(
     return device, resolve_precision(config.teacher_precision, teachers_device(config, device), on, bf16), amp
 
 
-def _pair_lines(panel: Panel, maps: list[ClassMap], adapters: int) -> list[str]:
-    """What pairs with what; several teachers a block each."""
-    lines = []
-    for view, pair, classes in zip(panel.views, panel.pairs(), maps, strict=True):
-        student, teacher = pair.student, pair.teacher
-        missing = f"; without a teacher: {shorten(classes.unmapped)}" if classes.unmapped else ""
-        boxes = "" if student.reg_max == teacher.reg_max > 1 else ": boxes are compared by expected distance and IoU"
-        name = [f"teacher {view.teacher.name}:"] if len(maps) > 1 else []
-        left = "" if view.match.whole else f" of {', '.join(str(s) for s in view.teacher.info.strides)} in the teacher"
-        lines += [
-            *name,
-            f"classes: {classes.mapped} of {classes.total} mapped{missing}",
-            f"levels: {len(student.strides)}, strides {_listed(student.strides)}{left}; "
-            f"widths {_listed(student.widths)} (student), {_listed(teacher.widths) or 'none'} (teacher)",
-            f"reg_max: {student.reg_max} (student), {teacher.reg_max} (teacher){boxes}",
-        ]
-    return [*lines, f"adapters: {adapters:,} parameters, trained with the student and thrown away"]
-
-
-def _tap_lines(config: DistillConfig) -> list[str]:
-    """Which losses look where, where ``taps=`` parts them."""
-    if not config.taps:
-        return []
-    there = ", ".join(name for name in config.losses if LOSSES[name].taps)
-    rest = ", ".join(name for name in config.losses if not LOSSES[name].taps and "feats" in LOSSES[name].needs)
-    layers = ", ".join(f"{s}:{t}" for s, t in config.taps)
-    return [f"taps: {there} at layers {layers} (student:teacher)" + (f"; {rest} at the pyramid" if rest else "")]
-
-
-def _cost_line(trial: Trial, slowdown: float, shape: tuple[int, ...], beside: bool) -> str:
-    most = "at most " if beside else ""  # tried one after the other, trained beside one another
-    return (
-        f"a step takes {most}about {slowdown:.1f} times as long as a plain one, losses not counted (measured: teacher "
-        f"{trial.teacher_seconds:.3f} s, student {trial.step_seconds:.3f} s, {shape[0]} images of {shape[-1]} px)"
-    )
-
-
 def _warnings(teachers: Sequence[TeacherSpec], student: Any) -> list[str]:
     """A student under its own file learns nothing."""
     file = Path(str(student))
@@ -293,7 +220,3 @@ def _warnings(teachers: Sequence[TeacherSpec], student: Any) -> list[str]:
         if file.resolve() == path or (same_size and sha256(file) == sha256(path)):
             return ["teacher and student are the same file: there is nothing to learn from oneself."]
     return []
-
-
-def _listed(numbers: tuple[int, ...]) -> str:
-    return ", ".join(str(number) for number in numbers)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from ultralytics.utils import DEFAULT_CFG, LOGGER, TQDM
 
-from yolokd.compat.dataset import check_data, image_files, used_files
+from yolokd.compat.dataset import image_files, used_files
 from yolokd.compat.images import read_letterboxed
 from yolokd.config import DistillConfig
 from yolokd.errors import UserError
+from yolokd.learning import data_of, unlabelled_of
 from yolokd.predictions import HeadInfo
 from yolokd.teachers.cache import Cache
 from yolokd.teachers.cache_file import SUFFIX, Recipe
@@ -144,8 +145,8 @@ def fill_from(config: DistillConfig, theirs: Mapping[str, Any], side: int, batch
     """
     recipe_of(config, side)  # first: it may refuse, and so may the device
     _device(theirs.get("device"))
-    data = check_data(theirs.get("data"), "train")
-    files = used_files(image_files(data, "train"), theirs.get("fraction"))
+    data = data_of(config, theirs)
+    files = [*used_files(image_files(data, "train"), theirs.get("fraction")), *unlabelled_of(config, data)]
     there = [file for file in files if os.path.isfile(file) and os.access(file, os.R_OK)]
     cache, hashes = fill_cache(config, there, side, int(data["channels"]), theirs, batch=batch, strict=False)
     if passed := [file for file in files if hashes.get(file) not in cache]:

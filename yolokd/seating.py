@@ -16,7 +16,9 @@ from yolokd.predictions import HeadInfo
 from yolokd.replaying import open_cache
 from yolokd.taps import entry_depth, tapped_pair
 from yolokd.teachers.elsewhere import Elsewhere, same_device
+from yolokd.teachers.itself import RunningTeacher
 from yolokd.teachers.live import Teacher
+from yolokd.teachers.mean import MeanPanel
 from yolokd.teachers.opening import Networks, find_teacher, open_teacher, seat
 from yolokd.teachers.panel import Panel
 from yolokd.teachers.replay import ReplayTeacher
@@ -71,7 +73,7 @@ def open_panel(
     )
     if place != device:
         teachers = [Elsewhere(teacher, place) for teacher in teachers]
-    return seat(
+    panel = seat(
         specs,
         teachers,
         student,
@@ -80,6 +82,9 @@ def open_panel(
         weights=config.teacher_weights,
         ratio=larger / side,
     )
+    if not config.images.domain:
+        return panel
+    return MeanPanel(panel, RunningTeacher(network, student, "the student's average"), student)
 
 
 def fit_losses(config: DistillConfig, panel: Panel, student: Any, seed: int) -> nn.ModuleDict:

@@ -54,6 +54,7 @@ def settle(overrides: dict[str, Any], worker: bool, peers: Networks = NOBODY) ->
     epochs, warmup = (theirs.get(key, getattr(DEFAULT_CFG, key)) for key in ("epochs", "warmup_epochs"))
     check_against_epochs(config, int(epochs or DEFAULT_CFG.epochs), theirs.get("time"), float(warmup or 0))
     if not config.losses:
+        config = replace(config, images=config.images.placed())
         preflight_plain(config, theirs)
         return config, Sidecar(config.to_dict(), ""), theirs  # without losses too: resume reads the settings there
     report = preflight(config, theirs, peers)

@@ -22,7 +22,7 @@ WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
 _PLAIN = ("student", "trust", "refine_epochs")
 _PLACE = ("name", "save_dir", "exist_ok")  # they say where the whole lies
 # They say something about the teacher that was named; the later ones are trained here, on images of imgsz.
-_OF_THE_FIRST = ("class_map", "teacher_weights", "teacher_names", "teacher_boxes", "teacher_imgsz")
+_OF_THE_FIRST = ("class_map", "teacher_weights", "teacher_names", "teacher_boxes", "teacher_imgsz", "teacher_images")
 
 
 @dataclass

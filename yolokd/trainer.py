@@ -16,20 +16,19 @@ from yolokd.balance import Balance
 from yolokd.classes import trained_classes
 from yolokd.compat.checkpoint import head_info, restricted_loading
 from yolokd.compat.files import begin_folder, recover
-from yolokd.compat.larger import asked_side, image_side, reduced, resized
+from yolokd.compat.larger import asked_side
 from yolokd.compat.training import settle_rate, unwrap_model
 from yolokd.criterion import DistillationCriterion
+from yolokd.feeding import FeedingTrainer
 from yolokd.guard import Guard
 from yolokd.keys import MANIFEST, arguments_yaml
 from yolokd.losses.base import LOSSES
 from yolokd.needs import refuse_device
-from yolokd.replaying import fill_cache
-from yolokd.saving import SavingTrainer
 from yolokd.schedule import Schedule
 from yolokd.seating import fit_losses, open_panel, teachers_device
 from yolokd.settings import Settled, handed_down, settle
 from yolokd.taps import StudentTaps, entry_depth
-from yolokd.teachers.live import LARGER, resolve_precision
+from yolokd.teachers.live import resolve_precision
 from yolokd.teachers.opening import NOBODY
 from yolokd.teachers.panel import Panel
 from yolokd.teachers.spec import read_teachers
@@ -38,7 +37,7 @@ RECIPE = "distill.yaml"  # in the run folder: the settings, in the form that rec
 _CLIP = 10.0  # Ultralytics clips the model's gradient norm at 10; the adapters are clipped alike
 
 
-class DistillationTrainer(SavingTrainer):
+class DistillationTrainer(FeedingTrainer):
     """Train a student under a teacher; everything that is not distillation is Ultralytics' own.
 
     Used as ``YOLO(student).train(trainer=DistillationTrainer, teacher=..., data=...)`` or through
@@ -172,6 +171,7 @@ class DistillationTrainer(SavingTrainer):
             # The layers of a compiled student are one step of autograd: nothing can be asked for in between.
             watch=not self.args.compile,
             every=self.config.teacher_every,
+            pseudo=self.pseudo_labels(),
         )
         if self._course:
             self.criterion.load(self._course)
@@ -197,38 +197,12 @@ class DistillationTrainer(SavingTrainer):
 
     # The loop ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _larger(self) -> int | None:
-        """Side of the images that a teacher sees beside this training, where it is not the student's."""
-        return None if self.panel is None or self.config.teacher_cache else self.config.teacher_imgsz
-
-    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Ultralytics' own; images to train on are loaded and augmented at the teacher's size, where that is larger."""
-        if mode != "train" or self.panel is None:
-            return super().build_dataset(img_path, mode, batch)
-        with image_side(self.args, self._larger):
-            dataset = super().build_dataset(img_path, mode, batch)
-        if self.config.teacher_cache:  # only now: Ultralytics mends damaged images when it lists them
-            files, side, channels = dataset.im_files, self.args.imgsz, self.data["channels"]
-            self.panel.replay(dataset, *fill_cache(self.config, files, side, channels, vars(self.args)))
-        return dataset
-
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch on the device; a teacher on another one begins its answer here, before the student does."""
-        batch = self._in_both_sizes(batch)
+        batch = super().preprocess_batch(batch)
         if self.panel is not None and self.criterion is not None and self.criterion.asks:
             self.panel.begin(batch)
         return batch
-
-    def _in_both_sizes(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Ultralytics' own, of images that were reduced to the student's size where the teacher sees larger ones."""
-        if self._larger is None:
-            return dict(super().preprocess_batch(batch))
-        larger = batch["img"].to(self.device, non_blocking=True)  # there it is reduced faster
-        ratio = self._larger / self.args.imgsz
-        batch = super().preprocess_batch({**batch, "img": reduced(larger, ratio)})
-        side = [round(size * ratio) for size in batch["img"].shape[-2:]]  # multi_scale has perhaps changed it
-        return {**batch, LARGER: resized(larger, side)}
 
     def run_callbacks(self, event: str) -> None:
         """Ultralytics' own; the schedule is told where an epoch begins (also one begun again after a lack of memory).

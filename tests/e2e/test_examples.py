@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 
@@ -54,6 +56,53 @@ def test_ensemble(
     columns = (runs_here / "detect/ensemble-4/results.csv").read_text().splitlines()[0]
     assert "train/kd_cls_loss" in columns
     assert "kd_" not in (runs_here / "detect/ensemble/results.csv").read_text()
+
+
+def test_domain(toy_teacher: Path, toy_student: Path, toy_data: Path, runs_here: Path, capsys: Any) -> None:
+    """There and back: another data set of the same classes, whose labels are not learnt from."""
+    other = runs_here.parent / "dusk"
+    shutil.copytree(toy_data.parent, other)
+    for file in (other / "images").rglob("*.png"):
+        cv2.imwrite(str(file), cv2.flip(cv2.imread(str(file)) // 3, 0))
+    content = {**yaml.safe_load(toy_data.read_text()), "path": str(other)}
+    (other / "dusk.yaml").write_text(yaml.safe_dump(content))
+    run("domain.py", toy_teacher, toy_student, toy_data, other / "dusk.yaml", 1, 64)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.endswith(("before:", "adapted:"))]
+    assert said == ["toy to dusk, before:", "toy to dusk, adapted:", "dusk to toy, before:", "dusk to toy, adapted:"]
+    listed = (runs_here / "detect/train-2/unlabelled.txt").read_text().splitlines()
+    assert len(listed) == 8
+    assert all("dusk" in file for file in listed)
+
+
+def test_unlabelled(toy_student: Path, lively: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row a run; it goes on where it was cut off; the share keeps its labels and no other image does."""
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 4), ("test", 4)):
+        for kind in ("images", "labels"):
+            (tmp_path / f"set/{kind}/{split}").mkdir(parents=True)
+        for i in range(count):
+            small = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+            picture = cv2.resize(small, (96, 96), interpolation=cv2.INTER_NEAREST)
+            cv2.imwrite(str(tmp_path / f"set/images/{split}/{i}.png"), picture)
+            (tmp_path / f"set/labels/{split}/{i}.txt").write_text(f"{i % 3} .5 .5 .5 .5\n")
+    parts = {split: f"images/{split}" for split in ("train", "val", "test")}
+    (tmp_path / "set/data.yaml").write_text(yaml.safe_dump({**parts, "names": NAMES}))
+    words = ["benchmarks/unlabelled.py", tmp_path / "set/data.yaml", lively, toy_student, tmp_path / "out"]
+    how = ["shares=25", "seeds=1", "epochs=1", "teacher_epochs=1", "imgsz=64", "batch=4", "cases=share"]
+    run(*words, *how, "arms=plain,pseudo")
+    folder = tmp_path / "out/25"
+    assert len(list((folder / "labelled/images").iterdir())) == 5
+    assert len(list((folder / "unlabelled/images").iterdir())) == 15
+    assert len((folder / "train.txt").read_text().split()) == 20
+    assert len(list((folder / "pseudo-share/labels").iterdir())) == 15
+    run(*words, *how, "arms=plain,yolokd,soft", "keys=pseudo_precision=off;losses=cls")
+    with (tmp_path / "out/runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["arm"], row["case"]) for row in rows] == [
+        ("plain", "-"), ("pseudo", "share"), ("yolokd", "share"), ("soft", "share")
+    ]  # fmt: skip
+    assert all(0 <= float(row["both_last_map"]) <= 1 for row in rows)
 
 
 def test_step_time(capsys: Any) -> None:

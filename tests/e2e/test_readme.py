@@ -7,7 +7,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import yaml
 
 from tests.conftest import NAMES, save_detector
 from yolokd.cli import main
@@ -35,7 +38,29 @@ def place(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_detector("yolo11n.yaml", folder / "yolo11n.pt", NAMES, seed=2)
     save_detector("yolo11n.yaml", folder / "yolo11m.pt", NAMES, seed=3)
     shutil.copy(toy_data, folder / "coco8.yaml")
+    _other_images(folder, toy_data)
     return folder
+
+
+def _other_images(folder: Path, toy_data: Path) -> None:
+    """Images without labels, a video of them, and the toy images once as a grey camera sees them, once as they are."""
+    (folder / "photos").mkdir()
+    film = cv2.VideoWriter(str(folder / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 2, (96, 96))
+    rng = np.random.default_rng(7)
+    for i in range(4):
+        small = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        photo = cv2.resize(small, (96, 96), interpolation=cv2.INTER_NEAREST)
+        cv2.imwrite(str(folder / "photos" / f"{i}.png"), photo)
+        film.write(255 - photo)
+    film.release()
+    shutil.copytree(toy_data.parent / "images", folder / "rgb")
+    shutil.copytree(toy_data.parent / "labels", folder / "infrared/labels")
+    for file in (folder / "rgb").rglob("*.png"):
+        grey = folder / "infrared/images" / file.relative_to(folder / "rgb")
+        grey.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(grey), cv2.imread(str(file), cv2.IMREAD_GRAYSCALE))
+    parts = {"train": "images/train", "val": "images/val", "names": NAMES, "channels": 1}
+    (folder / "infrared.yaml").write_text(yaml.safe_dump({"path": str(folder / "infrared"), **parts}))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from ultralytics.data.dataset import YOLODataset
 
+from yolokd.compat.joined import UnlabelledDataset
 from yolokd.compat.replay_carried import BOX, GAIN, ROW, SEEN, SHIFT, SIZE, Carried
 from yolokd.compat.replay_transforms import KEY, carry
 from yolokd.errors import UserError
@@ -71,7 +72,7 @@ def attach(dataset: Any, cache: StoredBoxes, hashes: Mapping[str, str]) -> None:
     Raises:
         UserError: a data set of another kind, an image without a hash, or an augmentation that cannot be followed.
     """
-    if type(dataset) is not YOLODataset:
+    if type(dataset) not in (YOLODataset, UnlabelledDataset):
         raise UserError(
             f"teacher_cache= cannot be used with a data set of the kind {type(dataset).__name__}.",
             "Use a data set of images with boxes or polygons, or let the teacher run live.",

@@ -15,6 +15,7 @@ from yolokd.predictions import Assigned, Predictions
 
 __all__ = [
     "AssignmentTap",
+    "PartialBCE",
     "branches",
     "freeze",
     "plain_optimizer",
@@ -108,6 +109,37 @@ class AssignmentTap:
             normalizer=weight.sum().clamp(min=1),  # as Ultralytics' own target_scores_sum
             seen=(said.float(), decoded.float()),
         )
+
+
+class PartialBCE(nn.BCEWithLogitsLoss):
+    """The class term of a detection loss, silent where nobody knows whether there is an object.
+
+    It stands in the place of the loss's own ``bce`` and equals it, bit by bit, until something is ignored.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(reduction="none")
+        self.ignored: Tensor | None = None
+
+    @classmethod
+    def install(cls, loss: Any) -> PartialBCE:
+        """Put one into a detection loss.
+
+        Args:
+            loss: the detection loss of one branch.
+
+        Raises:
+            RuntimeError: its class term is computed in another way than by BCE with logits.
+        """
+        if type(loss.bce) is not nn.BCEWithLogitsLoss or loss.bce.reduction != "none":
+            raise RuntimeError("the detection loss has no BCE of its own; this Ultralytics is not supported")
+        partial = loss.bce = cls()
+        return partial
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """BCE of ``(B, A, C)`` logits, 0 at what is ``ignored``, unless the assigner has put an object there."""
+        value: Tensor = super().forward(input, target)
+        return value if self.ignored is None else value.masked_fill(self.ignored & (target <= 0), 0.0)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils.metrics import box_iou
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from yolokd.classes import ClassMap, normalise, shorten
@@ -22,6 +25,7 @@ from yolokd.compat.checkpoint import restricted_loading
 from yolokd.compat.dataset import check_data
 from yolokd.compat.offline import no_font_download
 from yolokd.compat.refusals import first_line
+from yolokd.compat.views import Views, attach_views
 from yolokd.errors import UserError
 
 Array = NDArray[np.float64]
@@ -90,6 +94,7 @@ class CollectingValidator(DetectionValidator):  # type: ignore[misc]  # Ultralyt
         sink: receives the images.
         match_names: False compares indices, as Ultralytics does.
         class_map: the model's class name to the data set's, where they differ.
+        student_view: ``gray``, ``dark`` or ``half``: what the model sees of the images; or empty.
         args: Ultralytics' validation arguments.
         _callbacks: as Ultralytics passes them.
     """
@@ -100,6 +105,7 @@ class CollectingValidator(DetectionValidator):  # type: ignore[misc]  # Ultralyt
         sink: Validation,
         match_names: bool = True,
         class_map: Mapping[str, str] | None = None,
+        student_view: str = "",
         args: Any = None,
         _callbacks: Any = None,
     ) -> None:
@@ -107,6 +113,7 @@ class CollectingValidator(DetectionValidator):  # type: ignore[misc]  # Ultralyt
         self.sink = sink
         self.match_names = match_names
         self.class_map = class_map
+        self.student_view = student_view
         self.save_json_asked = bool(self.args.save_json)
         self.lookup: torch.Tensor | None = None
         self.names: dict[int, str]  # set by Ultralytics: the model's, before the loader is built
@@ -132,6 +139,13 @@ class CollectingValidator(DetectionValidator):  # type: ignore[misc]  # Ultralyt
                 f"split={self.args.split} is empty: {dataset_path}.", "Choose another split=, or put images there."
             )
         return loader
+
+    def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        """Ultralytics' own, seen as the student sees it."""
+        dataset = super().build_dataset(*args, **kwargs)
+        if self.student_view:
+            attach_views(dataset, Views(student_view=self.student_view))
+        return dataset
 
     def init_metrics(self, model: Any) -> None:
         """Keep score in the data set's classes, without the faster-coco-eval that Ultralytics starts on COCO."""
@@ -211,6 +225,7 @@ def validate(
     split: str = "val",
     match_names: bool = True,
     class_map: Mapping[str, str] | None = None,
+    student_view: str = "",
     trust: bool = False,
     **arguments: Any,
 ) -> Validation:
@@ -222,6 +237,7 @@ def validate(
         split: the split to validate.
         match_names: compare classes by name; False compares their indices, as Ultralytics does.
         class_map: the model's class name to the data set's, where they differ.
+        student_view: see `CollectingValidator`.
         trust: load a ``.pt`` whose pickle could run code.
         arguments: Ultralytics' validation arguments. No run folder is written unless one of them asks for files
             (``plots``, ``save_json``, ...) or places it (``project``, ``name``, ``save_dir``).
@@ -238,6 +254,7 @@ def validate(
             place = {} if folder is None else {"project": folder, "name": "val"}
             wanted = {"plots": False, "verbose": False, **place, **arguments, "data": str(data), "split": split}
             how: dict[str, Any] = {"sink": sink, "match_names": match_names, "class_map": class_map}
+            how |= {"student_view": student_view}
             scored = yolo.val(validator=partial(CollectingValidator, **how), **wanted)
     sink.map, sink.map50 = float(scored.box.map), float(scored.box.map50)
     network: Any = yolo.model
@@ -246,3 +263,21 @@ def validate(
         sink.parameters = int(get_num_params(deployed))
         sink.gflops = float(get_flops(deployed, arguments.get("imgsz", 640))) or None
     return sink
+
+
+def hits(boxes: Tensor, labels: Tensor, true_boxes: Tensor, true_labels: Tensor, iou: float = 0.5) -> Tensor:
+    """Which detections of an image found an object of their class, each object once.
+
+    Args:
+        boxes: ``(N, 4)`` (x1, y1, x2, y2), the surest first.
+        labels: ``(N,)`` class indices.
+        true_boxes: ``(M, 4)``.
+        true_labels: ``(M,)``.
+        iou: the overlap that counts.
+
+    Returns:
+        ``(N,)`` bool.
+    """
+    asked: Any = SimpleNamespace(iouv=torch.tensor([iou]))
+    overlaps = box_iou(true_boxes, boxes)
+    return torch.as_tensor(DetectionValidator.match_predictions(asked, labels, true_labels, overlaps)[:, 0])

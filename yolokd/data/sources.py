@@ -93,6 +93,17 @@ def sample_frames(video: str, folder: str | Path, seconds: float = 1.0) -> list[
         return done if done is not None else _sample(path, place, recipe)
 
 
+def refuse_video(video: str) -> None:
+    """Look whether a video can be sampled; nothing is written.
+
+    Raises:
+        UserError: it cannot be opened or holds no frame.
+    """
+    for _ in _frames(os.path.abspath(video), 0):
+        return
+    raise _no_video(video, "it holds no frame that OpenCV can decode")
+
+
 def readable(files: Sequence[str], channels: int = 3, workers: int = NUM_THREADS) -> tuple[list[str], list[str]]:
     """Part the files that Ultralytics can train on from those that it cannot read or drops.
 

@@ -17,7 +17,7 @@ from yolokd.compat.checkpoint import find_checkpoint
 from yolokd.compat.native import NATIVE_KEYS, refuse_native_pair
 from yolokd.config import DistillConfig, build_config, check_against_epochs
 from yolokd.errors import UserError
-from yolokd.keys import OUR_KEYS, load_recipe, split_keys
+from yolokd.keys import IMAGE_KEYS, OUR_KEYS, load_recipe, split_keys
 from yolokd.preflight import Report, preflight, preflight_plain
 from yolokd.steps import written
 from yolokd.teachers.opening import find_teacher
@@ -93,6 +93,7 @@ def read_arms(asked: Any, ours: Mapping[str, Any], dis: Any = None) -> tuple[Arm
 
 
 def _read(word: str, ours: Mapping[str, Any], dis: Any) -> Arm:
+    _refuse_images(ours, "")
     teacher = {"teacher": ours["teacher"]} if ours.get("teacher") else {}
     if word == PLAIN:
         return Arm(PLAIN, PLAIN, PLAIN)
@@ -109,11 +110,21 @@ def _read(word: str, ours: Mapping[str, Any], dis: Any) -> Arm:
     )
 
 
+def _refuse_images(keys: Mapping[str, Any], where: str) -> None:
+    """Arms on other images take another number of steps, or are judged on other images: that is no fair comparison."""
+    if found := [key for key in IMAGE_KEYS if keys.get(key) is not None]:
+        raise UserError(
+            f"{found[0]}={where}: a comparison shows all arms the same images, as often.",
+            "examples/benchmarks/unlabelled.py compares with equal steps; or train, then `yolokd val` each model.",
+        )
+
+
 def _from_recipe(file: str, common: Mapping[str, Any]) -> Arm:
     # A key without a value is not given, as on the command line.
     recipe, name = {k: v for k, v in load_recipe(file, "arms").items() if v is not None}, Path(file).stem
     if name in _TAKEN or name.startswith("."):
         raise UserError(f"arms={file}: the name {name} is taken.", "Rename the file; its arm is called by it.")
+    _refuse_images(recipe, f" in {file}")
     if refused := [key for key in recipe if key in _REFUSED]:
         reason = _REFUSED[refused[0]]
         raise UserError(f"arms={file} says {refused[0]}: {reason}.", "Say it on the command line, for every arm alike.")

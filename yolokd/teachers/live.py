@@ -155,13 +155,18 @@ def refuse_not_finite(predictions: Predictions, teacher: Teacher) -> None:
     )
 
 
+def channels_of(teacher: Teacher) -> int:
+    """Channels of the images that a teacher takes; 3 where it does not say."""
+    return int(getattr(getattr(teacher, "model", None), "yaml", {}).get("channels", 3))
+
+
 def refuse_channels(teacher: Teacher, channels: int) -> None:
     """Refuse images of other channels than the teacher's.
 
     Raises:
         UserError: they differ.
     """
-    known = getattr(getattr(teacher, "model", None), "yaml", {}).get("channels", 3)
+    known = channels_of(teacher)
     if known != channels:
         raise UserError(
             f"teacher={teacher.name} takes images of {known} channels, the data has {channels}.",

@@ -75,6 +75,9 @@ class Panel:
                 answers.append(view.teacher({"img": larger}))
         return answers
 
+    def progress(self, step: int) -> None:
+        """Say how many steps of the training are done, before the next batch; these teachers stay as they are."""
+
     def begin(self, batch: Mapping[str, Any]) -> None:
         """Let teachers on another device begin their answers to a batch about which they will be asked."""
         for view in self.views:
@@ -91,17 +94,12 @@ class Panel:
         return all(view.match.whole for view in self.views)
 
     @torch.no_grad()
-    def __call__(
-        self, batch: Mapping[str, Any], student: Predictions, anchors: Tensor, strides: Tensor, seen: Seen = None
-    ) -> Predictions | None:
-        """The answer to a batch, in the student's class space, on its anchors of the taught levels.
+    def ask(self, batch: Mapping[str, Any], student: Predictions | None = None) -> list[Predictions] | None:
+        """What each teacher says of a batch, in the student's class space; of one without a grid its detections.
 
         Args:
             batch: Ultralytics' batch.
-            student: the student's dense predictions at the taught levels.
-            anchors: ``(A, 2)`` of these, pixels.
-            strides: ``(A,)`` pixels.
-            seen: see `lay_out`.
+            student: the student's dense predictions at the taught levels; needed by ``teacher=self:levels`` alone.
 
         Returns:
             None where a peer says NaN or Inf: it will be taken up again from its checkpoint, and is not to take the
@@ -117,13 +115,47 @@ class Panel:
                 refuse_not_finite(_raw(said), view.teacher)
             elif getattr(view.teacher, "learns", False) and not is_finite(said):
                 return None
+            answers.append(said)
+        self._checked = True
+        return answers
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        student: Predictions,
+        anchors: Tensor,
+        strides: Tensor,
+        seen: Seen = None,
+        answers: Sequence[Predictions] | None = None,
+    ) -> Predictions | None:
+        """The answer to a batch, in the student's class space, on its anchors of the taught levels.
+
+        Args:
+            batch: Ultralytics' batch.
+            student: the student's dense predictions at the taught levels.
+            anchors: ``(A, 2)`` of these, pixels.
+            strides: ``(A,)`` pixels.
+            seen: see `lay_out`.
+            answers: what `ask` has said of this batch already.
+
+        Returns:
+            None where `ask` says so.
+
+        Raises:
+            UserError: as `ask`.
+        """
+        answers = self.ask(batch, student) if answers is None else answers
+        if answers is None:
+            return None
+        on_grid = []
+        for said in answers:
             if said.detections is not None:
                 laid = lay_out(said.detections, student, anchors, strides, said.classes, seen)
                 said = replace(said, scores=laid.scores, boxes=laid.boxes, edges=laid.edges, detections=None)
-            answers.append(said)
-        self._checked = True
+            on_grid.append(said)
         assert student.scores is not None
-        return answers[0] if len(answers) == 1 else average(answers, self.weights, student.scores.shape[1])
+        return on_grid[0] if len(on_grid) == 1 else average(on_grid, self.weights, student.scores.shape[1])
 
 
 def _raw(said: Predictions) -> Predictions:

@@ -1,0 +1,272 @@
+"""Trainings on images without labels, of other classes, of another sensor: a toy set, one or two epochs."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from ultralytics import YOLO
+
+from yolokd import distill
+from yolokd.compat.joined import UNLABELLED, JoinedDataset
+from yolokd.errors import UserError
+from yolokd.pseudo import NEVER
+from yolokd.teachers.live import LARGER
+from yolokd.teachers.mean import MeanPanel
+from yolokd.trainer import DistillationTrainer
+
+FAST: dict[str, Any] = {"epochs": 1, "imgsz": 64, "batch": 4, "device": "cpu", "plots": False, "workers": 0, "nbs": 4}
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images without labels, and one that is none."""
+    folder = tmp_path_factory.mktemp("more") / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    for i in range(6):
+        small = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(small, (96, 96), interpolation=cv2.INTER_NEAREST))
+    (folder / "broken.png").write_text("no image")
+    return folder
+
+
+def settings(
+    toy_data: Path | None, student: Path | str, teacher: Path | str, project: Path, **keys: Any
+) -> dict[str, Any]:
+    data = {"data": str(toy_data)} if toy_data else {}
+    return {
+        **FAST,
+        **data,
+        "model": str(student),
+        "teacher": str(teacher),
+        "project": str(project),
+        "mode": "train",
+        **keys,
+    }
+
+
+def trainer_of(*args: Any, **keys: Any) -> DistillationTrainer:
+    trainer = DistillationTrainer(overrides=settings(*args, **keys))
+    trainer._setup_train()
+    return trainer
+
+
+def columns(folder: Path) -> dict[str, str]:
+    with (folder / "results.csv").open() as file:
+        return {k.strip(): v for k, v in list(csv.DictReader(file))[-1].items()}
+
+
+def test_a_training_learns_from_both_kinds_and_is_resumed(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    before = sorted(more.rglob("*"))
+    run = distill(
+        toy_student, toy_teacher, data=toy_data, unlabelled=more, unlabelled_ratio=1, project=str(tmp_path), **FAST
+    )
+    assert sorted(more.rglob("*")) == before
+    listed = (run.save_dir / "unlabelled.txt").read_text().splitlines()
+    assert listed == [str(more / f"{i}.png") for i in range(6)]
+    assert "broken.png" in (run.save_dir / "unlabelled_left_out.csv").read_text()
+    row = columns(run.save_dir)
+    assert all(float(row[f"train/kd_{name}_loss"]) > 0 for name in ("cls", "box", "cwd"))
+    recipe = yaml.safe_load((run.save_dir / "distill.yaml").read_text())
+    assert recipe["unlabelled"] == [str(more)]
+    assert YOLO(run.best).predict(torch.zeros(1, 3, 64, 64), verbose=False)[0].boxes is not None
+    # Begun again after a kill before the first checkpoint: the images are found anew.
+    shutil.rmtree(run.save_dir / "weights")
+    assert distill(resume=run.save_dir, **{"epochs": 1}).last.is_file()
+
+
+def test_each_batch_says_which_images_have_no_labels(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(toy_data, toy_student, toy_teacher, tmp_path, unlabelled=str(more), unlabelled_ratio=1)
+    assert isinstance(trainer.train_loader.dataset, JoinedDataset)
+    assert trainer.criterion is not None
+    assert trainer.criterion.pseudo is not None
+    assert trainer.criterion.pseudo.thresholds.shape == (3,)
+    for batch in trainer.train_loader:
+        assert sum(batch[UNLABELLED]) == 2
+        bare = {i for i, without in enumerate(batch[UNLABELLED]) if without}
+        assert not bare & set(batch["batch_idx"].int().tolist())
+
+
+def test_a_perfect_teacher_makes_the_labels_that_were_taken_away(
+    toy_data: Path, toy_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """End to end through loader, thresholds and criterion: each object of an image without labels is a target again,
+    with the class that the student's data set gives it, although the teacher's classes stand in another order."""
+    from tests.conftest import save_detector
+
+    turned = {0: "blue", 1: "red", 2: "green"}
+    teacher = save_detector("yolov8n.yaml", tmp_path / "t.pt", turned)
+    (tmp_path / "all").mkdir()
+    source = toy_data.parent / "images/train"
+    for file in source.glob("*.png"):  # other pixels, so that they are no training images
+        cv2.imwrite(str(tmp_path / "all" / file.name), cv2.imread(str(file)))
+    off = dict.fromkeys(("mosaic", "fliplr", "scale", "translate", "hsv_h", "hsv_s", "hsv_v"), 0.0)
+    trainer = trainer_of(
+        toy_data, toy_student, teacher, tmp_path / "p", unlabelled=str(tmp_path / "all"), unlabelled_ratio=1, **off
+    )
+    criterion, panel = trainer.criterion, trainer.panel
+    assert criterion is not None
+    assert panel is not None
+    truth = {Path(label["im_file"]).name: label for label in trainer.train_loader.dataset.labelled.labels}
+    batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
+    files, bare = [Path(file).name for file in batch["im_file"]], [i for i, u in enumerate(batch[UNLABELLED]) if u]
+    assert bare
+
+    def sees(batch: Any, student: Any = None) -> Any:
+        from tests.test_pseudo import Oracle
+
+        rows = []
+        for i in bare:
+            for label, (x, y, w, h) in zip(truth[files[i]]["cls"].ravel(), truth[files[i]]["bboxes"] * 64, strict=True):
+                rows.append((i, label, 0.95, x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+        oracle = Oracle(rows, turned)
+        said = oracle(batch)
+        return [type(said)(panel.views[0].class_map(said.scores), said.boxes, None)]
+
+    monkeypatch.setattr(panel, "ask", sees)
+    criterion.pseudo.thresholds = torch.tensor([0.5, 0.5, 0.5])  # type: ignore[union-attr]
+    seen = {}
+    monkeypatch.setattr(criterion, "base", lambda preds, batch: seen.update(batch) or (torch.zeros(3), {}))
+    monkeypatch.setattr(criterion._assigners[0], "take", lambda strides: None)
+    monkeypatch.setattr(criterion, "_distil", lambda *args: {})
+    criterion(trainer.model(batch["img"]), batch)
+    for i in bare:
+        here = seen["batch_idx"] == i
+        expected = truth[files[i]]
+        # Two objects of one class whose middles share an anchor are one detection of the oracle.
+        assert set(seen["cls"][here].ravel().tolist()) <= set(expected["cls"].ravel().tolist())
+        assert len(expected["cls"]) == 0 or here.any()
+        for label, box in zip(seen["cls"][here].ravel(), seen["bboxes"][here], strict=True):
+            same = expected["bboxes"][expected["cls"].ravel() == float(label)]
+            assert np.abs(same - box.numpy()).max(1).min() < 0.02
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_labelled_image_at_all(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path, cached: bool
+) -> None:
+    file = tmp_path / "val_only.yaml"
+    content = yaml.safe_load(toy_data.read_text())
+    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if key != "train"}))
+    keys = {"teacher_cache": str(tmp_path / "answers"), "losses": "cls,box"} if cached else {}
+    run = distill(toy_student, toy_teacher, data=file, unlabelled=more, project=str(tmp_path), **keys, **FAST)
+    row = columns(run.save_dir)
+    assert float(row["train/kd_cls_loss"]) > 0
+    assert "metrics/mAP50(B)" in row
+    assert "metrics/mAP50-95(B)" in run.metrics
+
+
+def test_two_classes_of_a_teacher_without_data(
+    toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    keys = {"student_classes": "blue,red", "val": False, "pseudo_precision": "off"}
+    run = distill("yolo11n.yaml", toy_teacher, unlabelled=more, project=str(tmp_path), **keys, **FAST)
+    model = YOLO(run.best)
+    assert model.names == {0: "blue", 1: "red"}
+    row = columns(run.save_dir)
+    assert not [column for column in row if column.startswith("metrics/")]  # nothing was measured, so nothing is said
+    assert float(row["train/kd_cls_loss"]) > 0
+    assert YOLO(run.last).names == {0: "blue", 1: "red"}
+
+
+def test_two_classes_validate_on_the_labels_of_all(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    keys = {"student_classes": "blue,red", "unlabelled": str(more)}
+    trainer = trainer_of(toy_data, "yolo11n.yaml", toy_teacher, tmp_path, **keys)
+    own = {"blue": 0, "red": 1}
+    names = yaml.safe_load(toy_data.read_text())["names"]
+    for loader in (trainer.test_loader.dataset, trainer.train_loader.dataset.labelled):
+        for label in loader.labels:
+            text = Path(label["im_file"].replace("images", "labels")).with_suffix(".txt").read_text()
+            rows = [int(line.split()[0]) for line in text.splitlines()]
+            assert label["cls"].ravel().tolist() == [own[names[row]] for row in rows if names[row] in own]
+    assert trainer.model.names == {0: "blue", 1: "red"}
+    with pytest.raises(UserError, match="purple"):
+        trainer_of(toy_data, "yolo11n.yaml", toy_teacher, tmp_path / "b", **{**keys, "student_classes": "blue,purple"})
+
+
+def test_pseudo_boxes_may_be_off(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(toy_data, toy_student, toy_teacher, tmp_path, unlabelled=str(more), pseudo_precision="off")
+    assert trainer.criterion is not None
+    assert trainer.criterion.pseudo is not None
+    assert trainer.criterion.pseudo.thresholds.tolist() == [NEVER] * 3
+
+
+def test_in_another_domain_the_teacher_sees_the_weak_view_and_follows(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(toy_data, toy_student, toy_teacher, tmp_path, unlabelled=str(more), domain="adapt")
+    assert isinstance(trainer.panel, MeanPanel)
+    batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
+    assert batch[LARGER].shape == batch["img"].shape
+    assert not torch.equal(batch[LARGER], batch["img"])
+    assert trainer.criterion is not None
+    for _ in range(2):
+        trainer.criterion(trainer.model(batch["img"]), batch)
+    assert trainer.panel.share > 0
+
+
+@pytest.mark.parametrize("view", ["gray", "dark", "half"])
+def test_the_student_sees_less_in_training_and_in_validation(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path, view: str
+) -> None:
+    off = dict.fromkeys(("mosaic", "fliplr", "scale", "translate", "hsv_h", "hsv_s", "hsv_v"), 0.0)
+    trainer = trainer_of(toy_data, toy_student, toy_teacher, tmp_path, student_view=view, **off)
+    batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
+    files = [cv2.imread(file)[:, :, ::-1] for file in batch["im_file"]]
+    for theirs, ours, file in zip(batch[LARGER], batch["img"], files, strict=True):
+        whole = cv2.resize(file, (64, 64), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1) / 255
+        assert np.abs(theirs.numpy() - whole).max() < 0.02
+        assert float((ours - theirs).abs().mean()) > 0.01
+        assert view != "gray" or torch.equal(ours[0], ours[1])
+    val = next(iter(trainer.test_loader))["img"].float() / 255
+    assert view != "gray" or torch.equal(val[:, 0], val[:, 1])
+    plain = trainer_of(toy_data, toy_student, toy_teacher, tmp_path / "plain")
+    assert not torch.equal(val, next(iter(plain.test_loader))["img"].float() / 255)
+
+
+def test_the_teacher_sees_the_image_of_the_same_name(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path
+) -> None:
+    partners = tmp_path / "rgb"
+    for split in ("train", "val"):
+        (partners / split).mkdir(parents=True)
+        for file in (toy_data.parent / "images" / split).glob("*.png"):
+            cv2.imwrite(str(partners / split / file.name), 255 - cv2.imread(str(file)))
+    off = {"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "mosaic": 1.0}
+    trainer = trainer_of(toy_data, toy_student, toy_teacher, tmp_path, teacher_images=str(partners), **off)
+    batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
+    border = (batch["img"] * 255).round() == 114
+    same = (batch[LARGER] - (1 - batch["img"])).abs() < 0.02
+    assert (same | border).float().mean() > 0.98  # where tiles meet, pixels are mixed
+    assert same.float().mean() > 0.3
+    (partners / "train/0.png").unlink()
+    with pytest.raises(UserError, match=r"0\.png"):
+        trainer_of(toy_data, toy_student, toy_teacher, tmp_path / "b", teacher_images=str(partners))
+
+
+def test_the_cache_holds_labelled_unlabelled_and_judging_images(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    cached = {"teacher_cache": str(tmp_path / "answers"), "losses": "cls,box"}
+    trainer = trainer_of(toy_data, toy_student, toy_teacher, tmp_path, unlabelled=str(more), **cached)
+    assert trainer.criterion is not None
+    assert trainer.criterion.pseudo is not None
+    assert len(trainer.panel.views[0].teacher.cache.index) == 8 + 6 + 4  # type: ignore[union-attr, attr-defined]
+    batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
+    trainer.criterion(trainer.model(batch["img"]), batch)[0].sum().backward()
