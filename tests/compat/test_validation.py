@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.lively import save_lively
 from yolokd.compat.validation import validate
 from yolokd.errors import UserError
 
@@ -96,3 +97,15 @@ def test_no_run_folder_unless_asked(
 def test_missing_data_is_said_in_words(toy_student: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml"):
         validate(toy_student, tmp_path / "none.yaml", **RUN)
+
+
+def test_a_model_can_be_judged_on_what_its_sensor_sees(toy_data: Path, tmp_path: Path) -> None:
+    model = save_lively(tmp_path / "m.pt")
+    whole, gray = (validate(model, toy_data, student_view=view, **RUN) for view in ("", "gray"))
+    assert [len(image.true_boxes) for image in whole.images] == [len(image.true_boxes) for image in gray.images]
+    assert any(
+        len(a.scores) != len(b.scores) or (a.scores != b.scores).any()
+        for a, b in zip(whole.images, gray.images, strict=True)
+    )
+    with pytest.raises(UserError, match="student_view=night"):
+        validate(model, toy_data, student_view="night", **RUN)
