@@ -270,3 +270,44 @@ def test_the_cache_holds_labelled_unlabelled_and_judging_images(
     assert len(trainer.panel.views[0].teacher.cache.index) == 8 + 6 + 4  # type: ignore[union-attr, attr-defined]
     batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
     trainer.criterion(trainer.model(batch["img"]), batch)[0].sum().backward()
+
+
+@pytest.mark.parametrize("case", ["both", "no data", "video"])
+def test_a_run_that_was_cut_off_goes_on_with_the_same_images(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path, case: str, monkeypatch: Any
+) -> None:
+    keys: dict[str, Any] = {"unlabelled": str(more), "data": str(toy_data)}
+    if case == "no data":
+        keys = {"unlabelled": str(more), "student_classes": "blue,red", "val": False}
+        labels = more.parent / "labels"  # beside images/, where Ultralytics would look for them
+        labels.mkdir(exist_ok=True)
+        (labels / "0.txt").write_text("0 .5 .5 .2 .2\n")
+    if case == "video":
+        film = cv2.VideoWriter(str(tmp_path / "f.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 1, (96, 96))
+        for i in range(4):
+            film.write(cv2.imread(str(more / f"{i}.png")))
+        film.release()
+        keys["unlabelled"] = str(tmp_path / "f.avi")
+    save, saved = DistillationTrainer.save_model, []
+
+    def killed(self: DistillationTrainer) -> bool:
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(save(self))
+        return True
+
+    monkeypatch.setattr(DistillationTrainer, "save_model", killed)
+    student = "yolo11n.yaml" if case == "no data" else toy_student
+    with pytest.raises(KeyboardInterrupt):
+        distill(student, toy_teacher, project=str(tmp_path / "p"), **keys, **{**FAST, "epochs": 3})
+    monkeypatch.setattr(DistillationTrainer, "save_model", save)
+    folder = tmp_path / "p/train"
+    listed = (folder / "unlabelled.txt").read_text()
+    assert len(listed.split()) == (4 if case == "video" else 6)
+    monkeypatch.setattr("yolokd.feeding.collect", lambda *_: pytest.fail("looked for anew"))
+    run = distill(resume=folder / "weights/last.pt")
+    assert (folder / "unlabelled.txt").read_text() == listed
+    rows = (run.save_dir / "results.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3"]
+    assert YOLO(run.last).names == ({0: "blue", 1: "red"} if case == "no data" else {0: "red", 1: "green", 2: "blue"})
+    (more.parent / "labels/0.txt").unlink(missing_ok=True)

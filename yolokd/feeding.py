@@ -27,7 +27,7 @@ from yolokd.saving import SavingTrainer
 from yolokd.teachers.elsewhere import bare
 from yolokd.teachers.live import LARGER, channels_of
 from yolokd.teachers.panel import Panel
-from yolokd.unlabelled import FRAMES, LIST, collect, read_list
+from yolokd.unlabelled import FRAMES, collect, read_list
 
 DATA = "data.yaml"  # in the run folder, where the data set that was asked for lacks a part
 _MOST = 1000  # images that the thresholds are found on; a large teacher takes a while for 5,000
@@ -63,8 +63,7 @@ class FeedingTrainer(SavingTrainer):
                 known = list(found.files)
                 found.write(self.save_dir)
             self._without = known
-            listed = self.save_dir / LIST
-            self.args.data = str(complete_yaml(data, self.args.split, listed, self.save_dir / DATA))
+            self.args.data = str(complete_yaml(data, self.args.split, self.save_dir / DATA))
         return data
 
     @property

@@ -106,16 +106,24 @@ def test_labels_that_speak_of_the_students_classes_already_stay(toy_data: Path) 
 
 
 def test_a_yaml_that_ultralytics_reads_is_written_only_where_one_is_missing(toy_data: Path, tmp_path: Path) -> None:
-    listed = tmp_path / "unlabelled.txt"
-    listed.write_text("a.png\n")
-    assert complete_yaml(open_data(str(toy_data)), "val", listed, tmp_path / "d.yaml") == toy_data
+    assert complete_yaml(open_data(str(toy_data)), "val", tmp_path / "d.yaml") == toy_data
     assert not (tmp_path / "d.yaml").exists()
     part = open_data(str(changed(toy_data, tmp_path, train=None)), unlabelled=True)
-    written = check_det_dataset(str(complete_yaml(part, "val", listed, tmp_path / "d.yaml")))
+    file = complete_yaml(part, "val", tmp_path / "d.yaml")
+    written = check_det_dataset(str(file))
     assert written["names"] == part["names"]
     assert image_files(written, "val") == image_files(part, "val")
+    again = open_data(str(file), unlabelled=True)  # as a run that is resumed does
+    assert (again["train"], image_files(again, "val")) == (None, image_files(part, "val"))
+
+
+def test_a_run_without_data_is_resumed_from_what_it_wrote(tmp_path: Path) -> None:
     none = open_data(None, unlabelled=True, classes=("person",), val=False)
-    assert check_det_dataset(str(complete_yaml(none, "val", listed, tmp_path / "e.yaml")))["names"] == {0: "person"}
+    file = complete_yaml(none, "val", tmp_path / "e.yaml")
+    again = open_data(str(file), unlabelled=True, classes=("person",), val=False)
+    assert {key: again[key] for key in ("names", "train", "val", "channels")} == {
+        "names": {0: "person"}, "train": None, "val": None, "channels": 3
+    }  # fmt: skip
 
 
 def test_classes_that_nobody_knows_are_named() -> None:

@@ -41,14 +41,16 @@ def open_data(
     """
     if not unlabelled:
         checked = check_data(data, "train", split)
-    elif data is None:
-        if not classes or val:
-            raise UserError(
-                "data= is missing.",
-                "Name a data YAML for validation, or train without: student_classes=person,car val=False.",
-            )
-        checked = {"names": dict(enumerate(classes)), "nc": len(classes), "channels": 3, "path": Path.cwd()}
-        checked |= {"train": None, split: None, "yaml_file": ""}
+    elif data is None and (not classes or val):
+        raise UserError(
+            "data= is missing.",
+            "Name a data YAML for validation, or train without: student_classes=person,car val=False.",
+        )
+    elif data is None or (not val and _content(data).get("train", "") is None):  # the latter is from `complete_yaml`
+        content = {} if data is None else _content(data)
+        names = dict(content.get("names") or enumerate(classes))
+        checked = {"names": names, "channels": int(content.get("channels", 3)), "path": Path.cwd()}
+        checked |= {"train": None, split: None, "yaml_file": str(data or "")}
     else:
         checked = _perhaps_without_train(data, split)
     own = dict(checked["names"])
@@ -58,13 +60,13 @@ def open_data(
 
 def _perhaps_without_train(data: Any, split: str) -> dict[str, Any]:
     """`check_data`, with ``train`` None where it names no labelled image."""
-    file = check_file(str(data), hard=False) if Path(str(data)).suffix in (".yaml", ".yml") else ""
-    content = YAML.load(file) if file and Path(file).is_file() else {}
+    content = _content(data)
     if not content or content.get("train"):
         checked = check_data(data, split)
         labels = (Path(label) for label in img2label_paths(image_files(checked, "train")))
         labelled = any(label.is_file() and label.stat().st_size for label in labels)
         return checked if labelled else {**checked, "train": None}
+    file = check_file(str(data), hard=False)
     whole = {"path": str(Path(file).parent.resolve()), **content, "train": content.get(split) or content.get("val")}
     with tempfile.TemporaryDirectory() as folder:  # Ultralytics wants the key, and a file to read it from
         complete = Path(folder) / Path(file).name
@@ -72,21 +74,27 @@ def _perhaps_without_train(data: Any, split: str) -> dict[str, Any]:
         return {**check_data(complete, split), "train": None, "yaml_file": str(file)}
 
 
-def complete_yaml(checked: Mapping[str, Any], split: str, images: Path, file: Path) -> Path:
-    """Write a data YAML that Ultralytics can read where the one asked for lacks a part; else name that one.
+def _content(data: Any) -> dict[str, Any]:
+    """What stands in a data YAML; nothing where it is none."""
+    file = check_file(str(data), hard=False) if Path(str(data)).suffix in (".yaml", ".yml") else ""
+    found = YAML.load(file) if file and Path(file).is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def complete_yaml(checked: Mapping[str, Any], split: str, file: Path) -> Path:
+    """Write a data YAML with every key that Ultralytics wants where the one asked for lacks one; else name that one.
 
     Args:
         checked: from `open_data`.
         split: what validates.
-        images: a list of the images without labels.
         file: where to write.
     """
     source = str(checked.get("yaml_file") or "")
-    if source and YAML.load(source).get("train") and checked.get(split):
+    if source and "train" in _content(source):
         return Path(source)
-    names = checked[OWN_NAMES]
-    content = {"train": str(images), split: checked.get(split) or str(images), "names": names}
-    YAML.save(file, {"path": str(file.parent), **content, "channels": checked["channels"]})
+    parts = {key: checked.get(key) for key in dict.fromkeys(("val", split, "test")) if checked.get(key)}
+    content = {"path": str(file.parent), "train": None, "val": None, **parts}
+    YAML.save(file, {**content, "names": checked[OWN_NAMES], "channels": checked["channels"]})
     return file
 
 
