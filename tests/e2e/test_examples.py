@@ -105,6 +105,19 @@ def test_unlabelled(toy_student: Path, lively: Path, tmp_path: Path, monkeypatch
     assert all(0 <= float(row["both_last_map"]) <= 1 for row in rows)
 
 
+def test_sensor(
+    toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    data = tmp_path / "toy.yaml"
+    data.write_text(yaml.safe_dump({**yaml.safe_load(toy_data.read_text()), "test": "images/val"}))
+    words = ["benchmarks/sensor.py", data, toy_teacher, toy_student, tmp_path / "out"]
+    for arms in ("plain", "plain,yolokd"):
+        run(*words, "seeds=1", "epochs=1", "imgsz=64", "batch=4", f"arms={arms}")
+    with (tmp_path / "out/sensor.csv").open() as file:
+        assert [row["arm"] for row in csv.DictReader(file)] == ["plain", "yolokd"]
+
+
 def test_step_time(capsys: Any) -> None:
     run("benchmarks/step_time.py", "teacher=yolo11s.yaml", "imgsz=64", "batch=2", "rounds=1", "device=cpu", "every=2")
     said = capsys.readouterr().out
