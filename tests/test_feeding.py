@@ -311,3 +311,30 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_images(
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3"]
     assert YOLO(run.last).names == ({0: "blue", 1: "red"} if case == "no data" else {0: "red", 1: "green", 2: "blue"})
     (more.parent / "labels/0.txt").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["detr", "two", "end2end student", "larger"])
+def test_teachers_of_every_kind_make_pseudo_boxes(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path, kind: str
+) -> None:
+    """What is sure of something says where; the student's own grid does not matter."""
+    from tests.lively import save_lively, save_tiny_detr
+
+    lively = save_lively(tmp_path / "lively.pt")
+    teacher = {"detr": save_tiny_detr(tmp_path / "d.pt"), "two": f"{lively},{toy_teacher}"}.get(kind, lively)
+    student = "yolo26n.yaml" if kind == "end2end student" else toy_student
+    larger = {"teacher_imgsz": 96} if kind == "larger" else {}
+    keys = {"losses": "cls,box", "unlabelled": str(more), **larger}
+    trainer = trainer_of(toy_data, student, teacher, tmp_path / "p", **keys)
+    criterion = trainer.criterion
+    assert criterion is not None
+    assert criterion.pseudo is not None
+    criterion.pseudo.thresholds = torch.full((3,), 0.2)
+    found = 0
+    for batch in trainer.train_loader:
+        batch = trainer.preprocess_batch(batch)
+        total = criterion(trainer.model(batch["img"]), batch)[0]
+        assert torch.isfinite(total).all()
+        bare = [i for i, without in enumerate(batch[UNLABELLED]) if without]
+        found += sum(int((criterion.taught["batch_idx"] == i).sum()) for i in bare) if criterion.taught else 0
+    assert found > 0

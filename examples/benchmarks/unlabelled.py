@@ -8,7 +8,7 @@ others lose theirs. TEACHER.pt is fine-tuned on that share (case `share`, the ho
 
     plain     the labelled share, repeated until it is as long as the whole training split
     frozen    the same with the backbone frozen, a usual schedule for few labels
-    pseudo    plain training on the share and on the teacher's boxes of the other images, made once
+    pseudo    plain training on the share and on the teacher's boxes of the other images, made once (precision=.9)
     native    Ultralytics' distill_model= on the share, repeated
     yolokd    the share and unlabelled=; keys=losses=cls,pseudo_precision=.8 and a name of its own try others
 
@@ -93,9 +93,9 @@ def fine_tuned(teacher: str, data: str, folder: Path, asked: dict[str, Any]) -> 
     return file
 
 
-def pseudo_boxes(teacher: Path, case: str, data: str, folder: Path, asked: dict[str, Any]) -> Path:
+def pseudo_boxes(teacher: Path, name: str, data: str, folder: Path, asked: dict[str, Any]) -> Path:
     """The share with its labels and the other images with the teacher's boxes, thresholds as yolokd chooses them."""
-    place = folder / f"pseudo-{case}"
+    place = folder / name
     if (place / "data.yaml").is_file():
         return place / "data.yaml"
     checked = check_data(data, "train", "val")
@@ -110,7 +110,7 @@ def pseudo_boxes(teacher: Path, case: str, data: str, folder: Path, asked: dict[
         for column, part in zip(columns, (torch.as_tensor(image.scores)[order], labels[order], right), strict=True):
             column.append(part)
     sure = thresholds(tuple(map(torch.cat, columns)), len(checked["names"]), asked["precision"])
-    print(f"pseudo-boxes of case {case} from {[round(float(t), 2) for t in sure]}", flush=True)
+    print(f"{name}: boxes from {[round(float(t), 2) for t in sure]}", flush=True)
     shutil.copytree(folder / "unlabelled/images", place / "images", dirs_exist_ok=True)
     (place / "labels").mkdir(exist_ok=True)
     for result in YOLO(teacher).predict(place / "images", imgsz=asked["imgsz"], conf=0.1, stream=True, verbose=False):
@@ -137,8 +137,10 @@ def train(arm: str, case: str, seed: int, teacher: Path | None, folder: Path, fi
         YOLO(files["student"]).train(data=repeated, **how, **({"freeze": 10} if arm == "frozen" else {}))
     elif arm == "native":
         YOLO(files["student"]).train(data=repeated, distill_model=str(teacher), **how)
-    elif arm == "pseudo":
-        YOLO(files["student"]).train(data=str(pseudo_boxes(teacher, case, files["data"], folder, asked)), **how)
+    elif arm.startswith("pseudo"):  # pseudo7 with precision=.7 stands beside pseudo
+        YOLO(files["student"]).train(
+            data=str(pseudo_boxes(teacher, f"{arm}-{case}", files["data"], folder, asked)), **how
+        )
     else:
         more = dict(word.split("=", 1) for word in asked["keys"].split(";") if word)
         keys = {"unlabelled": str(folder / "unlabelled/images")} | {k: yaml.safe_load(v) for k, v in more.items()}
