@@ -58,8 +58,9 @@ class FeedingTrainer(SavingTrainer):
             known = read_list(self.save_dir) if self.resume or RANK > 0 else None
             if known is None:
                 found = collect(images, data, self.save_dir / FRAMES)
-                for line in found.lines:
-                    LOGGER.info(line)
+                if any(Path(file).is_relative_to(self.save_dir / FRAMES) for file in found.files):
+                    for line in found.lines:  # the preflight did not know the frames of videos yet
+                        LOGGER.info(line)
                 known = list(found.files)
                 found.write(self.save_dir)
             self._without = known
