@@ -71,6 +71,7 @@ def test_folders(
         ({"student_classes": "fish"}, "student_classes=fish: neither teacher nor labels know fish"),
         ({"student_classes": "red,fish"}, "know fish"),
         ({"rect": "True"}, "rect=True and unlabelled="),
+        ({"student_classes": "red", "classes": "0"}, "classes=0 and student_classes="),
         ({"single_cls": "True"}, "single_cls=True and unlabelled="),
         ({"losses": "none"}, "unlabelled= without a teacher's losses"),
         ({"teacher_every": "2"}, "teacher_every="),

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import NAMES
 from tests.helpers import panel
 from tests.test_pseudo import SIDE, TURNED, Oracle
-from yolokd.calibrating import FLOOR, described, judge, thresholds
+from yolokd.calibrating import FLOOR, described, judge, only, thresholds
 from yolokd.classes import ClassMap
 from yolokd.predictions import HeadInfo
 from yolokd.pseudo import NEVER
@@ -84,6 +84,15 @@ def test_detections_are_judged_by_class_place_and_image() -> None:
     assert [(round(p, 2), c, r) for p, c, r in found] == [
         (0.9, 1, True), (0.8, 2, False), (0.7, 0, False), (0.6, 1, False), (0.5, 1, False)
     ]  # fmt: skip
+
+
+def test_only_some_classes() -> None:
+    top, label, right = only(judged((0.9, 0, True), (0.8, 1, False), (0.7, 2, True)), [2, 0])
+    assert (top.tolist(), label.tolist(), right.tolist()) == (
+        [pytest.approx(0.9), pytest.approx(0.7)],
+        [0, 2],
+        [True] * 2,
+    )
 
 
 def test_nothing_to_judge_on() -> None:

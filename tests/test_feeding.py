@@ -14,8 +14,11 @@ import torch
 import yaml
 from ultralytics import YOLO
 
+from tests.conftest import NAMES, save_detector
 from yolokd import distill
+from yolokd.api import check
 from yolokd.compat.joined import UNLABELLED, JoinedDataset
+from yolokd.compat.student_validator import StudentValidator
 from yolokd.errors import UserError
 from yolokd.pseudo import NEVER
 from yolokd.teachers.live import LARGER
@@ -104,8 +107,6 @@ def test_a_perfect_teacher_makes_the_labels_that_were_taken_away(
 ) -> None:
     """End to end through loader, thresholds and criterion: each object of an image without labels is a target again,
     with the class that the student's data set gives it, although the teacher's classes stand in another order."""
-    from tests.conftest import save_detector
-
     turned = {0: "blue", 1: "red", 2: "green"}
     teacher = save_detector("yolov8n.yaml", tmp_path / "t.pt", turned)
     (tmp_path / "all").mkdir()
@@ -172,11 +173,14 @@ def test_two_classes_of_a_teacher_without_data(
     toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
 ) -> None:
     keys = {"student_classes": "blue,red", "val": False, "pseudo_precision": "off"}
-    run = distill("yolo11n.yaml", toy_teacher, unlabelled=more, project=str(tmp_path), **keys, **FAST)
+    two = {**FAST, "epochs": 2}
+    run = distill("yolo11n.yaml", toy_teacher, unlabelled=more, project=str(tmp_path), **keys, **two)
     model = YOLO(run.best)
     assert model.names == {0: "blue", 1: "red"}
     row = columns(run.save_dir)
     assert not [column for column in row if column.startswith("metrics/")]  # nothing was measured, so nothing is said
+    lines = (run.save_dir / "results.csv").read_text().splitlines()
+    assert len({line.count(",") for line in lines}) == 1
     assert float(row["train/kd_cls_loss"]) > 0
     assert YOLO(run.last).names == {0: "blue", 1: "red"}
 
@@ -194,8 +198,13 @@ def test_two_classes_validate_on_the_labels_of_all(
             rows = [int(line.split()[0]) for line in text.splitlines()]
             assert label["cls"].ravel().tolist() == [own[names[row]] for row in rows if names[row] in own]
     assert trainer.model.names == {0: "blue", 1: "red"}
-    with pytest.raises(UserError, match="purple"):
-        trainer_of(toy_data, "yolo11n.yaml", toy_teacher, tmp_path / "b", **{**keys, "student_classes": "blue,purple"})
+    for other, said in (
+        ("blue,purple", "neither teacher nor labels know purple"),
+        ("blue,cat", "labels of data= do not"),
+    ):
+        teacher = save_detector("yolov8n.yaml", tmp_path / "t.pt", {0: "blue", 1: "cat"})
+        with pytest.raises(UserError, match=said):
+            trainer_of(toy_data, "yolo11n.yaml", teacher, tmp_path / "b", **{**keys, "student_classes": other})
 
 
 def test_pseudo_boxes_may_be_off(
@@ -338,3 +347,159 @@ def test_teachers_of_every_kind_make_pseudo_boxes(
         bare = [i for i, without in enumerate(batch[UNLABELLED]) if without]
         found += sum(int((criterion.taught["batch_idx"] == i).sum()) for i in bare) if criterion.taught else 0
     assert found > 0
+
+
+def test_in_a_process_of_several_the_student_is_wrapped(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    """Ultralytics wraps the model for DDP before it builds the data sets."""
+    trainer = trainer_of(toy_data, toy_student, toy_teacher, tmp_path, unlabelled=str(more))
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        trainer.model = torch.nn.parallel.DistributedDataParallel(trainer.model)
+        assert isinstance(trainer.build_dataset(trainer.data["train"], "train", 4), JoinedDataset)
+        assert trainer.pseudo_labels() is not None
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_workers_read_what_was_asked_for_since_the_parents_folder_goes(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "val_only.yaml"
+    content = yaml.safe_load(toy_data.read_text())
+    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if key != "train"}))
+    given = settings(file, toy_student, toy_teacher, tmp_path / "p", unlabelled=str(more))
+    alone = DistillationTrainer(overrides=dict(given))
+    assert Path(alone.args.data) == alone.save_dir / "data.yaml"
+    parent = DistillationTrainer(overrides=dict(given))
+    parent.ddp, parent.args.data = True, str(file)
+    parent.get_dataset()
+    assert parent.args.data == str(file)
+
+
+def test_the_thresholds_are_found_on_what_the_teacher_sees(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    """... also where Ultralytics keeps images in memory."""
+    partners = tmp_path / "rgb"
+    for folder, name in ((toy_data.parent / "images/train", "train"), (toy_data.parent / "images/val", "val")):
+        (partners / name).mkdir(parents=True)
+        for file in folder.glob("*.png"):
+            cv2.imwrite(str(partners / name / file.name), 255 - cv2.imread(str(file)))
+    shutil.copytree(more, partners / "images", ignore=shutil.ignore_patterns("broken*"))
+    keys = {"unlabelled": str(more), "teacher_images": str(partners), "cache": "ram"}
+    trainer = trainer_of(toy_data, toy_student, toy_teacher, tmp_path / "p", **keys)
+    trainer.criterion = None
+    trainer.build_dataset(trainer.data["train"], "train", 4)
+    seen = torch.cat([batch["img"] for batch in trainer._judging_batches()])
+    theirs = np.mean([cv2.imread(str(file)) for file in (partners / "val").iterdir()]) / 255
+    assert theirs > 0.6
+    assert float(seen.mean()) == pytest.approx(theirs, abs=0.02)
+
+
+def test_a_training_split_without_all_its_labels(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, tmp_path: Path
+) -> None:
+    """Named in unlabelled=, the images that have no label file are learnt from as such, and are no background."""
+    copy = tmp_path / "toy"
+    shutil.copytree(toy_data.parent, copy, ignore=shutil.ignore_patterns("*.cache"))
+    for i in range(3):
+        (copy / f"labels/train/{i}.txt").unlink()
+    file = copy / "toy.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(toy_data.read_text()), "path": str(copy)}))
+    trainer = trainer_of(file, toy_student, toy_teacher, tmp_path / "p", unlabelled=str(copy / "images/train"))
+    both = trainer.train_loader.dataset
+    assert sorted(Path(f).stem for f in both.unlabelled.im_files) == ["0", "1", "2"]
+    assert sorted(Path(f).stem for f in both.labelled.im_files) == ["3", "4", "5", "6", "7"]
+
+
+@pytest.mark.parametrize("case", ["classes", "view", "no data"])
+def test_a_kill_in_the_final_evaluation_is_made_up_for(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path, case: str, monkeypatch: Any
+) -> None:
+    keys: dict[str, Any] = {
+        "classes": {"data": str(toy_data), "student_classes": "blue,red"},
+        "view": {"data": str(toy_data), "student_view": "gray"},
+        "no data": {"student_classes": "blue,red", "val": False, "unlabelled": str(more)},
+    }[case]
+    student = toy_student if case == "view" else "yolo11n.yaml"
+    run = distill(student, toy_teacher, project=str(tmp_path), **keys, **{**FAST, "plots": True})
+    seen: list[Any] = []
+    loop = StudentValidator.init_metrics
+    monkeypatch.setattr(StudentValidator, "init_metrics", lambda self, model: seen.append(self) or loop(self, model))
+    (run.save_dir / "results.png").unlink()
+    distill(resume=run.save_dir)
+    assert (run.save_dir / "results.png").is_file()
+    if case == "no data":
+        assert not seen
+        return
+    [validator] = seen
+    batch = next(iter(validator.dataloader))
+    if case == "view":
+        assert torch.equal(batch["img"][:, 0], batch["img"][:, 1])
+    else:
+        assert set(batch["cls"].ravel().tolist()) <= {0.0, 1.0}
+        rows = (toy_data.parent / "labels/val/0.txt").read_text().splitlines()
+        wanted = {0: 1.0, 2: 0.0}  # red, blue
+        found = batch["cls"][batch["batch_idx"] == 0].ravel().tolist()
+        assert sorted(found) == sorted(wanted[int(row[0])] for row in rows if int(row[0]) in wanted)
+
+
+def test_a_student_of_some_classes_is_not_numbered_as_cocos(toy_student: Path, tmp_path: Path) -> None:
+    """Ultralytics knows COCO by the path of its validation list, and would write category ids for 80 classes."""
+    from ultralytics.cfg import get_cfg
+
+    args = get_cfg(overrides={"task": "detect", "mode": "val", "val": True})
+    for own, coco in (({0: "a"}, False), (dict(NAMES), True)):
+        validator = StudentValidator(args=args, save_dir=tmp_path)
+        validator.data, validator.own_names, validator.training = {"val": "/x/coco/val2017.txt"}, own, True
+        validator.init_metrics(YOLO(toy_student).model)
+        assert validator.is_coco is coco
+
+
+def test_a_video_alone(toy_teacher: Path, more: Path, tmp_path: Path) -> None:
+    film = cv2.VideoWriter(str(tmp_path / "f.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 1, (96, 96))
+    for i in range(4):
+        film.write(cv2.imread(str(more / f"{i}.png")))
+    film.release()
+    keys = {"student_classes": "blue,red", "val": False, "unlabelled": str(tmp_path / "f.avi")}
+    run = distill("yolo11n.yaml", toy_teacher, project=str(tmp_path / "p"), **keys, **FAST)
+    assert len(list((run.save_dir / "frames").rglob("*.png"))) == 4
+
+
+def test_nothing_is_kept_beside_images_without_labels(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    before = sorted(more.rglob("*"))
+    trainer = trainer_of(toy_data, toy_student, toy_teacher, tmp_path, unlabelled=str(more), cache="disk")
+    for _ in trainer.train_loader:
+        pass
+    assert sorted(more.rglob("*")) == before
+    for file in toy_data.parent.rglob("*.npy"):
+        file.unlink()
+
+
+def test_before_training_without_labels_one_can_ask(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "val_only.yaml"
+    content = yaml.safe_load(toy_data.read_text())
+    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if key != "train"}))
+    fast = {"imgsz": 64, "device": "cpu", "unlabelled": str(more)}
+    said = check(toy_teacher, toy_student, file, **fast)
+    assert "unlabelled: 6 images" in said
+    assert "student mAP50-95 on" in said
+    assert "mAP" not in check(toy_teacher, "yolo11n.yaml", student_classes="red", val=False, **fast)
+
+
+def test_in_steps_without_labels(
+    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "val_only.yaml"
+    content = yaml.safe_load(toy_data.read_text())
+    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if key != "train"}))
+    keys = {"unlabelled": more, "student_classes": ["red", "blue"], "data": file, "project": str(tmp_path / "p")}
+    run = distill("yolo11n.yaml", toy_teacher, via="yolov8n.yaml", **keys, **FAST)
+    assert YOLO(run.best).names == {0: "red", 1: "blue"}

@@ -34,6 +34,7 @@ def test_folders_ratio_and_precision() -> None:
     assert (images.unlabelled_ratio, images.pseudo_precision, images.unlabelled_seconds) == (4.0, 0.8, 2.0)
     assert build(unlabelled=["a", "b"]).images.unlabelled == ("a", "b")
     assert build(unlabelled="a").images.unlabelled_ratio is None
+    assert build(unlabelled="a", teacher="selfie.pt").images.unlabelled == ("a",)
     assert build(unlabelled="a", pseudo_precision=False).images.pseudo_precision is None  # YAML reads off so
     assert build(unlabelled="a", pseudo_precision="off").images.pseudo_precision is None
 
@@ -52,7 +53,8 @@ def test_folders_ratio_and_precision() -> None:
         ({"unlabelled_ratio": 1, "domain": "adapt"}, "unlabelled_ratio, domain without unlabelled="),
         ({"unlabelled": "a", "losses": "none"}, "without a teacher's losses"),
         ({"unlabelled": "a", "teacher": "self"}, "teacher=self trains here"),
-        ({"unlabelled": "a", "teacher": "t.pt,self:levels"}, "trains here"),
+        ({"unlabelled": "a", "teacher": "peer:a"}, "trains here"),
+        ({"unlabelled": "a", "teacher": "self:levels"}, "trains here"),
         ({"unlabelled": "a", "domain": "adapt", "teacher": "self"}, "trains here"),
         ({"unlabelled": "a", "teacher_every": 2}, "teacher_every="),
         ({"unlabelled": "a", "domain": "target"}, "domain=target is not a domain"),

@@ -264,6 +264,20 @@ def test_what_augmentation_has_cut_off_is_no_target() -> None:
     assert targets.boxes.tolist() == [[0, 0, 20, 20]]
 
 
+def test_classes_that_no_teacher_speaks_for_are_in_doubt_everywhere() -> None:
+    nothing = SoftDetections(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0).long(), torch.zeros(0, 4).bool())
+    labels = PseudoLabels(torch.full((3,), 0.5), torch.tensor([True, False, True]))
+    ignored = labels(nothing, torch.tensor([True, False]), torch.rand(5, 2), (8, 8)).ignored
+    assert ignored[0].tolist() == [[False, True, False]] * 5
+    assert not ignored[1].any()
+
+
+def test_a_doubt_between_two_anchors_silences_the_nearer_one() -> None:
+    anchors = torch.tensor([[4.0, 4], [12, 4], [4, 12], [12, 12]])
+    seen = doubts(torch.tensor([[5.0, 5, 9, 9]]), torch.tensor([[0.3]]), torch.tensor([0]), 1, anchors)
+    assert seen[0, :, 0].tolist() == [True, False, False, False]
+
+
 def test_doubts_are_of_the_classes_and_the_place() -> None:
     anchors = torch.tensor([[5.0, 5], [15, 5], [25, 25]])
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 20, 20], [0, 0, 30, 30]])

@@ -69,11 +69,30 @@ def test_what_cannot_be_read_is_listed(data: dict[str, Any], tmp_path: Path) -> 
 
 def test_labelled_training_images_are_not_taken_twice(data: dict[str, Any], tmp_path: Path) -> None:
     fine = picture(tmp_path / "more/fine.png", 61)
+    (tmp_path / "set/labels/train/1.txt").write_text("")  # said to hold nothing
     found = collect(asked(tmp_path / "more", data["train"]), data)
     assert found.files == (str(fine),)
     assert list(found.labelled) == image_files(data, "train")
+    assert any("2 more are left out: they are labelled" in line for line in found.lines)
     only_val = {**data, "train": None}  # nobody learns from their labels
     assert len(collect(asked(tmp_path / "more", data["train"]), only_val).files) == 3
+
+
+def test_training_images_that_lost_their_label_file_are_taken(data: dict[str, Any], tmp_path: Path) -> None:
+    """train/1 has no label file: Ultralytics would call it background. Beyond fraction= nobody reads the labels."""
+    found = collect(asked(data["train"]), data)
+    assert [Path(file).name for file in found.files] == ["1.png"]
+    (tmp_path / "set/labels/train/1.txt").write_text("0 .5 .5 .2 .2\n")
+    with pytest.raises(UserError, match="all are labelled training images"):
+        collect(asked(data["train"]), data)
+    assert [Path(file).name for file in collect(asked(data["train"]), data, fraction=0.5).files] == ["1.png"]
+
+
+def test_what_has_gone_since_is_passed_over(data: dict[str, Any], tmp_path: Path) -> None:
+    fine = [picture(tmp_path / f"more/{i}.png", 70 + i) for i in range(2)]
+    collect(asked(tmp_path / "more"), data).write(tmp_path)
+    fine[0].unlink()
+    assert read_list(tmp_path) == [str(fine[1])]
 
 
 def test_a_link_to_a_validation_image_is_that_image(data: dict[str, Any], tmp_path: Path) -> None:
@@ -117,6 +136,11 @@ def video(file: Path, frames: int = 30, fps: int = 10) -> Path:
     writer.release()
     file.with_suffix(".png").unlink()
     return file
+
+
+def test_a_video_has_no_partners(data: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a video"):
+        collect(asked(video(tmp_path / "film.avi"), teacher_images="rgb"), data)
 
 
 def test_a_video_is_only_looked_at_before_the_run_folder_exists(data: dict[str, Any], tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from yolokd.chain import begin_chain, chain_of, in_steps, resume_chain
 from yolokd.compat.larger import asked_side, training_side
+from yolokd.compat.open_data import complete_yaml, names_nothing
 from yolokd.config import build_config
 from yolokd.demo import run_demo
 from yolokd.errors import UserError
@@ -19,6 +21,7 @@ from yolokd.evaluation.compare import compare as compare_arms
 from yolokd.evaluation.report import write_report
 from yolokd.export import Exported, export_model, export_table
 from yolokd.keys import CACHE_KEYS, PEERS, split_keys, with_recipe
+from yolokd.learning import data_of
 from yolokd.peers import begin_peers, resume_peers
 from yolokd.preflight import preflight
 from yolokd.preflight_text import checks_text
@@ -150,20 +153,21 @@ def export(
     return export_table(rows), rows
 
 
-def check(teacher: str | Path, student: str | Path, data: str | Path, **args: Any) -> str:
+def check(teacher: str | Path, student: str | Path, data: str | Path | None = None, **args: Any) -> str:
     """Say before training whether a pair works and whether its teacher is worth it: ``yolokd checks``.
 
     Args:
         teacher: as in `distill`.
         student: a ``.pt`` file or a model YAML.
-        data: a data YAML.
+        data: a data YAML; may be left out where a training may do without.
         **args: yolokd's and Ultralytics' other keys.
 
     Returns:
         what was found, a line a fact.
     """
     named = list(map(str, teacher)) if isinstance(teacher, (list, tuple)) else str(teacher)
-    ours, theirs = split_keys({"teacher": named, "student": str(student), "data": str(data), **args})
+    named_data = {} if data is None else {"data": str(data)}
+    ours, theirs = split_keys({"teacher": named, "student": str(student), **named_data, **args})
     config = build_config(ours)
     if not config.losses:
         raise UserError("losses=none leaves nothing to check.", "Leave losses= out, or name some.")
@@ -172,12 +176,17 @@ def check(teacher: str | Path, student: str | Path, data: str | Path, **args: An
 
     def mark(model: str | Path, knows: bool, **how: Any) -> float:
         """The mAP50-95, which is 0 without a run where no class is known."""
-        return evaluate_model(model, data, trust=config.trust, **{**shared, **how}).map if knows else 0.0
+        return evaluate_model(model, whole, trust=config.trust, **{**shared, **how}).map if knows else 0.0
 
     how: dict[str, Any] = {"class_map": config.class_map}
     how |= {"imgsz": config.teacher_imgsz} if config.teacher_imgsz else {}
-    marks = {file: mark(file, any(m.mapped for m in report.class_maps), **how) for file in report.judged}
-    return checks_text(report, marks, mark(student, report.student_knows_data))
+    split = str(theirs.get("split") or "val")
+    with tempfile.TemporaryDirectory() as place:  # Ultralytics reads no data YAML without train:
+        whole = complete_yaml(data_of(config, theirs), split, Path(place) / "data.yaml")
+        if names_nothing(whole, split):
+            return "\n".join(report.lines)
+        marks = {file: mark(file, any(m.mapped for m in report.class_maps), **how) for file in report.judged}
+        return checks_text(report, marks, mark(student, report.student_knows_data))
 
 
 def cache(

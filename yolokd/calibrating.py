@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,12 @@ def judge(panel: Panel, batches: Iterable[Mapping[str, Any]], student: HeadInfo)
                 column.append(part.cpu())
     top, label, right = (torch.cat(column) if column else torch.zeros(0) for column in columns)
     return top, label.long(), right.bool()
+
+
+def only(judged: Judged, classes: Sequence[int]) -> Judged:
+    """The detections of some classes."""
+    kept = torch.isin(judged[1], torch.tensor(list(classes), dtype=torch.long))
+    return judged[0][kept], judged[1][kept], judged[2][kept]
 
 
 def thresholds(judged: Judged, classes: int, precision: float) -> Tensor:

@@ -6,11 +6,10 @@ distilled first and teaching then. Furlanello et al., "Born-Again Neural Network
 https://arxiv.org/abs/1805.04770: a finished student teaches a fresh one of its own kind, each generation with another
 random seed. Departures: which losses teach is what ``losses=`` says; a generation that is not better on the validation
 split is put aside (the next one has the best so far as its teacher), and there is no ensemble of generations. The
-validation split chooses among them, so the number of the chosen one is a little flattered.
+validation split chooses among them, so the chosen one's number is a little flattered.
 
-Every step is a training of its own, in a folder of its own. ``chain.yaml`` in the folder around them says what was
-asked and how far it has come. It is written before the first step and renewed as each begins and ends, so that a kill
-at any moment leaves a chain that can be resumed.
+Every step is a training in a folder of its own. ``chain.yaml`` in the folder around them says what was asked and how
+far it has come. Written before the first step and renewed as each begins and ends, it can be resumed after a kill.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ import torch
 from ultralytics.utils import LOGGER
 
 from yolokd.compat.checkpoint import build_student, sha256
-from yolokd.compat.dataset import check_data
 from yolokd.compat.files import atomic_replace, begin_folder, recover
 from yolokd.config import build_config
 from yolokd.errors import UserError
 from yolokd.image_config import in_steps_too
 from yolokd.keys import BORN_AGAIN, MANIFEST, STEP_KEYS, split_keys
+from yolokd.learning import data_of
 from yolokd.resume import locate
 from yolokd.runs import Run, finished_run, train
 from yolokd.settings import settle
@@ -43,8 +42,8 @@ from yolokd.trainer import RECIPE
 
 GENERATIONS = 1  # each costs a whole training
 # What may be said anew when a chain is resumed: where and how it runs, not what it trains.
-CHANGEABLE = {"trust", "data", "device", "batch", "workers", "cache", "plots", "save_period"}
-CHANGEABLE |= {"teacher_precision", "teacher_device"}
+_CHANGEABLE = "trust data device batch workers cache plots save_period teacher_precision teacher_device"
+CHANGEABLE = frozenset(_CHANGEABLE.split())
 
 
 def in_steps(asked: Mapping[str, Any]) -> bool:
@@ -203,7 +202,8 @@ def _refuse_what_cannot_work(chain: Chain) -> None:
     The teacher of a later step is not trained yet. A model of its kind with the classes of the data stands in.
     """
     trust = bool(chain.settings.get("trust"))
-    data = check_data(chain.settings.get("data"), "train", str(chain.settings.get("split") or "val"))
+    ours, theirs = split_keys({**chain.keys(chain.steps[-1]), "teacher": "any.pt"})
+    data = data_of(build_config(ours), theirs)
     names = {0: "item"} if chain.settings.get("single_cls") else dict(data["names"])
     with tempfile.TemporaryDirectory() as place:
         stand_in = Path(place).resolve() / "best.pt"

@@ -159,7 +159,7 @@ def _checks(pairs: dict[str, Any]) -> None:
     refuse_unknown([key for key in pairs if "." not in key], known_keys())
     if "model" in pairs:
         pairs["student"] = pairs.pop("model")
-    _need(pairs, "checks", ("teacher", "student", "data"))
+    _need(pairs, "checks", ("teacher", "student", *([] if "student_classes" in pairs else ["data"])))
     print(api.check(**pairs))
 
 

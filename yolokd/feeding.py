@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from ultralytics.data import build_yolo_dataset
 from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.patches import override_configs
 
-from yolokd.calibrating import UNKNOWN, described, judge, thresholds
+from yolokd.calibrating import UNKNOWN, described, judge, only, thresholds
+from yolokd.classes import ClassMap
 from yolokd.compat.checkpoint import head_info
-from yolokd.compat.dataset import all_images
+from yolokd.compat.dataset import all_images, image_files, used_files
+from yolokd.compat.files import atomic_replace
 from yolokd.compat.joined import JoinedDataset, spread, unlabelled_dataset
 from yolokd.compat.larger import image_side, reduced, resized
-from yolokd.compat.open_data import complete_yaml, in_students_classes, of_the_labels
+from yolokd.compat.open_data import OWN_NAMES, complete_yaml, in_students_classes, of_the_labels
+from yolokd.compat.student_validator import StudentValidator
+from yolokd.compat.training import unwrap_model
 from yolokd.compat.views import TEACHER_VIEW, Views, attach_views, stacked
 from yolokd.data.paired import find_partners
 from yolokd.learning import data_of
@@ -27,8 +34,9 @@ from yolokd.saving import SavingTrainer
 from yolokd.teachers.elsewhere import bare
 from yolokd.teachers.live import LARGER, channels_of
 from yolokd.teachers.panel import Panel
-from yolokd.unlabelled import FRAMES, collect, read_list
+from yolokd.unlabelled import FRAMES, LABELLED, collect, read_list, write_lines
 
+_JUDGED = ("val/", "metr")  # how the columns of a validation begin
 DATA = "data.yaml"  # in the run folder, where the data set that was asked for lacks a part
 _MOST = 1000  # images that the thresholds are found on; a large teacher takes a while for 5,000
 
@@ -54,17 +62,19 @@ class FeedingTrainer(SavingTrainer):
             return super().get_dataset()
         data = data_of(self.config, vars(self.args))
         if images.unlabelled:
-            # Workers come after the first process, and a resumed run goes on with the images that it began with.
-            known = read_list(self.save_dir) if self.resume or RANK > 0 else None
-            if known is None:
-                found = collect(images, data, self.save_dir / FRAMES)
+            # A resumed run goes on with the images that it began with.
+            known = read_list(self.save_dir) if self.resume else None
+            if known is None:  # workers each look for them, and find the same
+                found = collect(images, data, self.save_dir / FRAMES, self.args.fraction)
                 if any(Path(file).is_relative_to(self.save_dir / FRAMES) for file in found.files):
                     for line in found.lines:  # the preflight did not know the frames of videos yet
                         LOGGER.info(line)
                 known = list(found.files)
-                found.write(self.save_dir)
+                if RANK in {-1, 0}:
+                    found.write(self.save_dir)
             self._without = known
-            self.args.data = str(complete_yaml(data, self.args.split, self.save_dir / DATA))
+            if not self.ddp:  # the folder of a parent goes before its workers come: they read what was asked for
+                self.args.data = str(complete_yaml(data, self.args.split, self.save_dir / DATA))
         return data
 
     @property
@@ -77,7 +87,7 @@ class FeedingTrainer(SavingTrainer):
 
         Images to train on are loaded and augmented at the teacher's size, where that is larger.
         """
-        stride = max(int(max(head_info(self.model).strides)), 32)
+        stride = max(int(max(head_info(unwrap_model(self.model)).strides)), 32)
         if mode != "train":
             if not self._validates:  # never looked at
                 return unlabelled_dataset(self._without[:1], self.args, self.data, batch or 1, stride)
@@ -90,7 +100,7 @@ class FeedingTrainer(SavingTrainer):
         parts = [part for part in (labelled, others) if part is not None]
         for part in parts:
             self._seen_by_the_student(part)
-        if self._without and self._validates and self._pseudo:
+        if self._without and self._validates and self._pseudo and self.criterion is None:  # not after an OOM retry
             self._judged = self._to_judge_on(stride)
         if self.panel is not None and self.config.teacher_cache:
             self._replay(self.panel, parts)
@@ -100,10 +110,25 @@ class FeedingTrainer(SavingTrainer):
         """Ultralytics' own data set, its labels brought into the student's classes."""
         data: dict[str, Any] = self.data
         self.data = of_the_labels(data)
+        whole: dict[str, Any] = {}
+        if mode == "train" and self._without and (left := self._left_of(data)) is not None:
+            img_path, whole = str(left), {"fraction": 1.0}
         try:
-            return in_students_classes(super().build_dataset(img_path, mode, batch), data)
+            with override_configs(self.args, whole):
+                return in_students_classes(super().build_dataset(img_path, mode, batch), data)
         finally:
             self.data = data
+
+    def _left_of(self, data: dict[str, Any]) -> Path | None:
+        """A list of the labelled images, where some of ``train:`` are learnt from without labels; else None."""
+        used = used_files(image_files(data, "train"), self.args.fraction)
+        without = {os.path.realpath(file) for file in self._without}
+        left = [file for file in used if os.path.realpath(file) not in without]
+        if len(left) == len(used):
+            return None
+        listed: Path = self.save_dir / LABELLED
+        atomic_replace(listed, partial(write_lines, left))
+        return listed
 
     def _replay(self, panel: Panel, parts: list[Any]) -> None:
         """Let the data sets bring along what the cache holds of all of them."""
@@ -166,15 +191,20 @@ class FeedingTrainer(SavingTrainer):
         return self.config.images.pseudo_precision
 
     def _to_judge_on(self, stride: int) -> Any:
-        """The validation images as the teacher sees them: square, not augmented, with labels."""
+        """At most a thousand validation images, spread over all, as the teacher sees them: square, with labels."""
         channels = self._teachers_channels if self.config.images.paired else int(self.data["channels"])
-        with image_side(self.args, self._larger):
+        # Not kept in memory: it is looked at once, and perhaps through other files.
+        with image_side(self.args, self._larger), override_configs(self.args, {"cache": False, "fraction": 1.0}):
             dataset = build_yolo_dataset(
                 *(self.args, self.data[self.args.split], 16, {**of_the_labels(self.data), "channels": channels}),
                 mode="val",
                 rect=False,
                 stride=stride,
             )
+        every = -(-len(dataset.im_files) // _MOST)
+        for part in ("im_files", "labels", "npy_files", "ims", "im_hw0", "im_hw"):
+            setattr(dataset, part, getattr(dataset, part)[::every])
+        dataset.ni = len(dataset.im_files)
         if self.config.images.teacher_images:
             partners = self._partners(dataset.im_files)
             dataset.im_files = [partners[file] for file in dataset.im_files]
@@ -182,12 +212,11 @@ class FeedingTrainer(SavingTrainer):
         return in_students_classes(dataset, self.data)
 
     def _judging_batches(self) -> Iterator[dict[str, Any]]:
-        """Batches of at most a thousand validation images, spread over all of them."""
+        """Batches of the images to judge on."""
         dataset = self._judged
-        part = Subset(dataset, range(0, len(dataset), -(-len(dataset) // _MOST)))
         scale, self.args.multi_scale = self.args.multi_scale, 0.0
         try:
-            for batch in DataLoader(part, batch_size=16, collate_fn=dataset.collate_fn):
+            for batch in DataLoader(dataset, batch_size=16, collate_fn=dataset.collate_fn):
                 yield self.preprocess_batch(batch)
         finally:
             self.args.multi_scale = scale
@@ -197,18 +226,22 @@ class FeedingTrainer(SavingTrainer):
         if not self._without:
             return None
         assert self.panel is not None
-        info, names, precision = head_info(self.model), self.data["names"], self._pseudo
+        info, names, precision = head_info(unwrap_model(self.model)), self.data["names"], self._pseudo
         refine = self.config.refine_epochs
         until = {"until": float(self.epochs - refine)} if refine else {}
+        taught = torch.tensor([any(i in view.class_map.pairs for view in self.panel.views) for i in range(len(names))])
         if precision is None:
-            return PseudoLabels(torch.full((len(names),), NEVER), **until)
+            return PseudoLabels(torch.full((len(names),), NEVER), taught, **until)
         if self._judged is None:
             LOGGER.info(f"pseudo-boxes from a probability of {UNKNOWN:g}: there are no labels to choose it on")
-            return PseudoLabels(torch.full((len(names),), UNKNOWN), **until)
-        found = thresholds(judge(self.panel, self._judging_batches(), info), len(names), precision)
+            return PseudoLabels(torch.full((len(names),), UNKNOWN), taught, **until)
+        labelled = ClassMap.by_name(self.data.get(OWN_NAMES, names), names).pairs
+        judged = only(judge(self.panel, self._judging_batches(), info), list(labelled))
+        found = thresholds(judged, len(names), precision)
+        found[[i for i in names if i not in labelled]] = UNKNOWN  # no label could say that they are right
         self._judged = None
         LOGGER.info(described(found, names, precision, self.args.split))
-        return PseudoLabels(found, **until)
+        return PseudoLabels(found, taught, **until)
 
     def plot_training_labels(self) -> None:
         """Ultralytics' own, of the labels that there are."""
@@ -221,12 +254,25 @@ class FeedingTrainer(SavingTrainer):
 
     # Validation ---------------------------------------------------------------------------------------------------
 
+    def get_validator(self) -> Any:
+        """Ultralytics' own; of a student with classes of its own it is none of COCO's, whatever the images."""
+        validator = super().get_validator()
+        if self.config.images.student_classes:
+            validator.__class__ = StudentValidator
+            validator.student_view, validator.own_names = "", self.data[OWN_NAMES]
+        return validator
+
     def validate(self) -> Any:
         """Ultralytics' own; where there is nothing to validate on, every epoch is the best so far."""
         if self._validates:
             return super().validate()
         self.best_fitness = 0.0
         return {}, 0.0
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Ultralytics' own, without columns for what is never measured, which would say 0."""
+        measured = metrics.items() if self._validates else ((k, v) for k, v in metrics.items() if k[:4] not in _JUDGED)
+        super().save_metrics(dict(measured))
 
     def final_eval(self) -> None:
         """Ultralytics' own; where there is nothing to validate on, the checkpoints are stripped and that is all."""

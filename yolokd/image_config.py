@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from yolokd.errors import UserError
+from yolokd.keys import BORN_AGAIN
+from yolokd.teachers.spec import read_teachers
 from yolokd.values import Problems, choice, folder
 
 DOMAINS = ("", "adapt")
@@ -17,7 +19,7 @@ _OFF = ("off", "false", "none", "0")
 _PRECISION = 0.9
 _SECONDS = 1.0
 # They train while they teach, so no threshold that is found before the training is true of them.
-_UNFINISHED = ("self", "self:levels", "peer:", "born-again")
+_UNFINISHED = ("self", "levels", "peer")
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _refuse_unlabelled(
         return
     if not losses:
         problems.add("unlabelled= without a teacher's losses teaches nothing", "Name a teacher and losses.")
-    if any(str(one).strip().startswith(_UNFINISHED) for one in teacher.split(",")):
+    if teacher == BORN_AGAIN or any(kind in _UNFINISHED for kind in _kinds(teacher)):
         problems.add(
             f"unlabelled= needs a teacher that has learnt already, and teacher={teacher} trains here",
             "Name a finished checkpoint as teacher.",
@@ -155,6 +157,13 @@ def _refuse_pairs(
             f"teacher=self:levels speaks of the student's own image, so {asked[0]}= has no meaning there",
             "Take teacher=self, or another teacher.",
         )
+
+
+def _kinds(teacher: str) -> list[str]:
+    try:
+        return [spec.kind for spec in read_teachers(teacher)] if teacher else []
+    except ValueError:  # a problem that is named already
+        return []
 
 
 def _words(ours: Mapping[str, Any], key: str, problems: Problems) -> tuple[str, ...]:

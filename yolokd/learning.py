@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from yolokd.classes import ClassMap, shorten
 from yolokd.compat.dataset import all_images, image_files, sample_images
 from yolokd.compat.open_data import OWN_NAMES, open_data, refuse_unknown_classes
 from yolokd.config import DistillConfig
@@ -24,16 +26,20 @@ def data_of(config: DistillConfig, train_args: Mapping[str, Any]) -> dict[str, A
 
     Args:
         config: the validated settings.
-        train_args: Ultralytics' train arguments; ``data``, ``split``, ``val``, ``rect``, ``single_cls`` are looked at.
+        train_args: Ultralytics' train arguments; ``data``, ``split``, ``val``, ``rect``, ``single_cls`` and ``classes``
+            are looked at.
 
     Raises:
         UserError: the data cannot serve, or these arguments do not go together with images without labels.
     """
     images, val = config.images, train_args.get("val")
     asked = [key for key in ("unlabelled", "student_classes") if getattr(images, key)]
-    clash = [key for key in ("rect", "single_cls") if train_args.get(key) and (key != "rect" or images.unlabelled)]
-    if asked and clash:
-        raise UserError(f"{clash[0]}=True and {asked[0]}= do not go together.", f"Leave out {clash[0]}=.")
+    for key, value in ((one, train_args.get(one)) for one in ("rect", "single_cls", "classes")):
+        # `classes` counts the data's classes, and where the student has its own nobody knows which are meant.
+        clash = images.unlabelled if key == "rect" else images.student_classes if key == "classes" else asked
+        if clash and value is not None and value is not False:  # classes=0 is the first one
+            beside = "unlabelled" if key == "rect" else "student_classes" if key == "classes" else asked[0]
+            raise UserError(f"{key}={value} and {beside}= do not go together.", f"Leave out {key}=.")
     return open_data(
         train_args.get("data"),
         str(train_args.get("split") or "val"),
@@ -43,9 +49,9 @@ def data_of(config: DistillConfig, train_args: Mapping[str, Any]) -> dict[str, A
     )
 
 
-def unlabelled_of(config: DistillConfig, data: Mapping[str, Any]) -> list[str]:
+def unlabelled_of(config: DistillConfig, data: Mapping[str, Any], fraction: Any = None) -> list[str]:
     """The images without labels of a run, those of videos not yet among them."""
-    return list(collect(config.images, data).files) if config.images.unlabelled else []
+    return list(collect(config.images, data, fraction=fraction).files) if config.images.unlabelled else []
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class ImagesToLearn:
             UserError: see `collect` and `find_partners`.
         """
         images = config.images
-        found = collect(images, data) if images.unlabelled else None
+        found = collect(images, data, fraction=train_args.get("fraction")) if images.unlabelled else None
         files = [*image_files(data, "train"), *(found.files if found else ())]
         # The thresholds of pseudo-boxes are found on what the teacher sees of the validation images.
         judging = image_files(data, str(train_args.get("split") or "val")) if found and images.pseudo_precision else []
@@ -94,9 +100,18 @@ class ImagesToLearn:
         Raises:
             UserError: there are such.
         """
+        classes, known = self.config.images.student_classes, self.config.class_map
+        if not classes:
+            return
         labels = [self.data[OWN_NAMES]] if self.data["train"] else []
-        if classes := self.config.images.student_classes:
-            refuse_unknown_classes(classes, [*(view.teacher.info.names for view in panel.views), *labels])
+        refuse_unknown_classes(classes, [*(view.teacher.info.names for view in panel.views), *labels], known)
+        lacking = ClassMap.by_name(labels[0], dict(enumerate(classes))).unmapped if labels else []
+        if lacking:
+            raise UserError(
+                f"student_classes={','.join(classes)}: the labels of data= do not know {shorten(lacking)}, so in the "
+                "labelled images it would be taught as background.",
+                f"Leave out {shorten(lacking)}, or move the images of train: in the data YAML to unlabelled=.",
+            )
 
     def teachers_channels(self, panel: Panel) -> int:
         """Channels of the images that the teachers see: the data's, or their own where theirs are other images."""
@@ -116,7 +131,10 @@ class ImagesToLearn:
         """
         spread = self.files[:: max(1, len(self.files) // n)][:n]
         if not spread:  # a video alone: what it holds is seen when the run begins
-            spread = image_files(self.data, "val")[:n]
+            grey = torch.full((n, int(self.data["channels"]), side, side), 0.45)
+            wider = self.config.teacher_imgsz or side
+            differs = self.config.teacher_imgsz or self.config.images.paired
+            return grey, torch.full((n, self.teachers_channels(panel), wider, wider), 0.45) if differs else None
         seen = sample_images(self.data, "train", imgsz=side, n=n, files=spread)
         larger, theirs = self.config.teacher_imgsz, {**self.data, "channels": self.teachers_channels(panel)}
         if not larger and not self.config.images.paired:

@@ -63,11 +63,14 @@ class PseudoLabels:
 
     Args:
         thresholds: ``(C,)`` the probability from which a detection of each of the student's classes is a target.
+        taught: ``(C,)`` bool, classes that some teacher speaks for; None: all. Nobody knows whether there is one of
+            the others, so they are in doubt everywhere.
         until: the epoch from which images without labels do not count at all any more (``refine_epochs=``).
     """
 
-    def __init__(self, thresholds: Tensor, until: float = math.inf) -> None:
+    def __init__(self, thresholds: Tensor, taught: Tensor | None = None, until: float = math.inf) -> None:
         self.thresholds = thresholds
+        self.taught = torch.ones_like(thresholds, dtype=torch.bool) if taught is None else taught
         self.until = until
 
     def __call__(
@@ -88,11 +91,10 @@ class PseudoLabels:
         sure = top >= self.thresholds.to(top.device)[label]
         target = sure & (sides >= _LEAST).all(1)
         order = found.image[target].argsort(stable=True)
+        ignored = doubts(boxes[~sure], found.scores[~sure], found.image[~sure], len(unlabelled), anchors)
+        untaught = unlabelled.to(ignored.device)[:, None] & ~self.taught.to(ignored.device)  # (B, C)
         return PseudoTargets(
-            boxes[target][order],
-            label[target][order],
-            found.image[target][order],
-            doubts(boxes[~sure], found.scores[~sure], found.image[~sure], len(unlabelled), anchors),
+            boxes[target][order], label[target][order], found.image[target][order], ignored | untaught[:, None]
         )
 
     @staticmethod
@@ -105,6 +107,8 @@ class PseudoLabels:
 
 def doubts(boxes: Tensor, scores: Tensor, image: Tensor, images: int, anchors: Tensor) -> Tensor:
     """``(images, A, C)`` bool: the anchor lies in a box of which the teacher is unsure whether it is of this class.
+
+    A box too small to hold an anchor stands for the anchor that is nearest to its middle.
 
     Args:
         boxes: ``(N, 4)`` (x1, y1, x2, y2) pixels.
@@ -120,6 +124,10 @@ def doubts(boxes: Tensor, scores: Tensor, image: Tensor, images: int, anchors: T
         here = image == i
         x1, y1, x2, y2 = boxes[here].unbind(1)
         inside = (x >= x1[:, None]) & (x <= x2[:, None]) & (y >= y1[:, None]) & (y <= y2[:, None])  # (N_i, A)
+        middle = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2], 1)
+        inside |= torch.zeros_like(inside).scatter_(
+            1, torch.cdist(middle, anchors.float()).argmin(1, keepdim=True), True
+        )
         rows.append(inside.T.float() @ unsure[here].float() > 0)
     return torch.stack(rows)
 

@@ -146,7 +146,10 @@ def fill_from(config: DistillConfig, theirs: Mapping[str, Any], side: int, batch
     recipe_of(config, side)  # first: it may refuse, and so may the device
     _device(theirs.get("device"))
     data = data_of(config, theirs)
-    files = [*used_files(image_files(data, "train"), theirs.get("fraction")), *unlabelled_of(config, data)]
+    files = [
+        *used_files(image_files(data, "train"), theirs.get("fraction")),
+        *unlabelled_of(config, data, theirs.get("fraction")),
+    ]
     there = [file for file in files if os.path.isfile(file) and os.access(file, os.R_OK)]
     cache, hashes = fill_cache(config, there, side, int(data["channels"]), theirs, batch=batch, strict=False)
     if passed := [file for file in files if hashes.get(file) not in cache]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from ultralytics.utils.plotting import plot_results
 
 from yolokd.compat.checkpoint import read_checkpoint
 from yolokd.compat.files import atomic_replace, recover, strip_checkpoint
+from yolokd.compat.open_data import names_nothing
+from yolokd.compat.student_validator import StudentValidator
+from yolokd.config import DistillConfig
 from yolokd.errors import UserError
+from yolokd.image_config import ImageConfig
 from yolokd.keys import load_recipe
-from yolokd.sidecar import complete_rows
+from yolokd.sidecar import complete_rows, load_sidecar
 from yolokd.trainer import RECIPE
 
 # The train arguments that say how the final evaluation is done.
@@ -82,6 +87,13 @@ def _last_epoch(checkpoint: Mapping[str, Any]) -> bool:
     return bool(done >= int(args.get("epochs") or 0) or done - best >= patience)
 
 
+def _asked_of_the_images(weights: Path) -> ImageConfig:
+    try:
+        return DistillConfig.from_dict(load_sidecar(weights).config).images
+    except UserError:  # a plain run of Ultralytics
+        return ImageConfig()
+
+
 def finish(last: Path, checkpoint: dict[str, Any], trust: bool = False) -> None:
     """Make up for what a kill in the final evaluation left undone; nothing where all is there.
 
@@ -106,6 +118,10 @@ def finish(last: Path, checkpoint: dict[str, Any], trust: bool = False) -> None:
         return
     LOGGER.info(f"The training in {folder} is done, its final evaluation was not: it follows.")
     settings = {key: args[key] for key in _VALIDATION if key in args}
-    YOLO(best).val(**settings, save_dir=str(folder))
+    images = _asked_of_the_images(last.parent)
+    if not names_nothing(settings.get("data"), str(settings.get("split") or "val")):
+        validator = partial(StudentValidator, student_view=images.student_view)
+        how = {"validator": validator} if images.student_view or images.student_classes else {}
+        YOLO(best).val(**how, **settings, save_dir=str(folder))
     if args.get("plots", True):
         plot_results(file=table)

@@ -19,7 +19,7 @@ from yolokd.manifest import manifest_text, read_manifest
 VERSION = 1
 WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
 # Of yolokd's keys, what generation 0 follows too: it is to differ from the next ones by its teacher alone.
-_PLAIN = ("student", "trust", "refine_epochs")
+_PLAIN = ("student", "trust", "refine_epochs", "student_classes")
 _PLACE = ("name", "save_dir", "exist_ok")  # they say where the whole lies
 # They say something about the teacher that was named; the later ones are trained here, on images of imgsz.
 _OF_THE_FIRST = ("class_map", "teacher_weights", "teacher_names", "teacher_boxes", "teacher_imgsz", "teacher_images")

@@ -11,8 +11,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from yolokd.compat.dataset import all_images, image_files
+from ultralytics.utils import LOGGER
+
+from yolokd.compat.dataset import all_images, image_files, used_files
 from yolokd.compat.files import atomic_replace
+from yolokd.compat.labels import labelled as labelled_among
 from yolokd.data.duplicates import near_duplicates
 from yolokd.data.sources import find_sources, readable, refuse_video, sample_frames
 from yolokd.errors import UserError
@@ -20,6 +23,7 @@ from yolokd.image_config import ImageConfig
 
 LIST = "unlabelled.txt"  # in the run folder: the images that are learnt from
 LEFT_OUT = "unlabelled_left_out.csv"  # beside it: the others, and why
+LABELLED = "labelled.txt"  # beside it, where some images of train: are among them: the rest of train:
 FRAMES = "frames"  # beside them: what was taken of videos
 _SHOWN = 3
 
@@ -70,7 +74,9 @@ class Unlabelled:
         return folder / LIST
 
 
-def collect(config: ImageConfig, data: Mapping[str, Any], frames: Path | None = None) -> Unlabelled:
+def collect(
+    config: ImageConfig, data: Mapping[str, Any], frames: Path | None = None, fraction: Any = None
+) -> Unlabelled:
     """Find the images of ``unlabelled=`` and look through them.
 
     Args:
@@ -78,11 +84,17 @@ def collect(config: ImageConfig, data: Mapping[str, Any], frames: Path | None = 
         data: Ultralytics' dictionary of the data set.
         frames: where the frames of videos go; None: they are looked at before a run folder exists, so a video counts
             as readable and nothing is written.
+        fraction: Ultralytics' ``fraction=``, of the training images.
 
     Raises:
         UserError: nothing is there, nothing can be read, or all of it is validation images.
     """
     sources = find_sources(config.unlabelled)
+    if config.teacher_images and sources.videos:
+        raise UserError(
+            f"teacher_images= needs a partner for each image, and {sources.videos[0]} is a video.",
+            "Name folders of images in unlabelled=, or leave out teacher_images=.",
+        )
     taken: list[str] = []
     for video in sources.videos:
         if frames is None:
@@ -90,7 +102,8 @@ def collect(config: ImageConfig, data: Mapping[str, Any], frames: Path | None = 
         else:
             taken += sample_frames(video, frames, config.unlabelled_seconds)
     judging = {_whole(file) for file in all_images({**data, "train": None})}
-    trained = {_whole(file) for file in image_files(data, "train")}
+    used = used_files(image_files(data, "train"), fraction)
+    trained = {_whole(file) for file in labelled_among(used)}
     found = {file: _whole(file) for file in (*sources.images, *taken)}
     _refuse_judging(config, found.values(), judging, bool(sources.videos))
     labelled = [file for file, whole in found.items() if whole in trained]
@@ -100,7 +113,8 @@ def collect(config: ImageConfig, data: Mapping[str, Any], frames: Path | None = 
     twins = _twins(tuple(good), tuple(sorted(judging)))
     files = tuple(file for file in good if file not in twins)
     if not files and not (sources.videos and frames is None):
-        why = "can be read" if not good else "is left: all nearly equal validation or test images"
+        why = "can be read" if bad else "is without labels: all are labelled training images"
+        why = "is left: all nearly equal validation or test images" if good else why
         raise UserError(
             f"unlabelled={','.join(config.unlabelled)}: none of its {len(found)} images {why}.",
             "Name a folder with other images.",
@@ -109,9 +123,15 @@ def collect(config: ImageConfig, data: Mapping[str, Any], frames: Path | None = 
 
 
 def read_list(folder: Path) -> list[str] | None:
-    """The images that a run has chosen before; None where it has not."""
+    """The images that a run has chosen before, as far as they are still there; None where it has not."""
     file = folder / LIST
-    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else None
+    if not file.is_file():
+        return None
+    chosen = file.read_text(encoding="utf-8").splitlines()
+    there = [image for image in chosen if os.path.isfile(image)]
+    if gone := len(chosen) - len(there):
+        LOGGER.warning(f"{gone} of the {len(chosen)} images without labels are not there any more and are passed over.")
+    return there
 
 
 def _refuse_judging(config: ImageConfig, found: Collection[str], judging: set[str], videos: bool) -> None:
@@ -131,6 +151,11 @@ def _readable(files: tuple[str, ...], channels: int) -> tuple[list[str], list[st
 @lru_cache(maxsize=2)
 def _twins(files: tuple[str, ...], judging: tuple[str, ...]) -> dict[str, str]:
     return near_duplicates(files, judging)
+
+
+def write_lines(lines: Sequence[str], file: Path) -> None:
+    """Write a list of files."""
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _write(content: str, file: Path) -> None:

@@ -15,6 +15,7 @@ from yolokd.compat.open_data import (
     OWN_NAMES,
     complete_yaml,
     in_students_classes,
+    names_nothing,
     open_data,
     refuse_unknown_classes,
 )
@@ -126,10 +127,20 @@ def test_a_run_without_data_is_resumed_from_what_it_wrote(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
+def test_a_validation_split_is_not_lost_where_it_is_not_used_in_between(toy_data: Path, tmp_path: Path) -> None:
+    part = open_data(str(changed(toy_data, tmp_path, train=None)), unlabelled=True, val=False)
+    file = complete_yaml(part, "val", tmp_path / "d.yaml")
+    again = open_data(str(file), unlabelled=True, val=False)
+    assert image_files(again, "val") == image_files(part, "val") != []
+    assert not names_nothing(file, "val")
+    assert names_nothing(complete_yaml({**part, "val": None}, "val", tmp_path / "f.yaml"), "val")
+
+
 def test_classes_that_nobody_knows_are_named() -> None:
     coco = {0: "person", 1: "motorcycle"}
     refuse_unknown_classes(("Person", "motorbike"), [coco])
     refuse_unknown_classes(("person", "fish"), [coco, {0: "fish"}])
+    refuse_unknown_classes(("human being",), [coco, {0: "fish"}], {"person": "human being"})
     with pytest.raises(UserError) as caught:
         refuse_unknown_classes(("person", "fish"), [coco])
     assert "know fish" in caught.value.problem

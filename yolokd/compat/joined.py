@@ -60,7 +60,7 @@ def unlabelled_dataset(files: Sequence[str], args: Any, data: Mapping[str, Any],
         augment=True,
         hyp=args,
         rect=False,
-        cache=args.cache or None,
+        cache=None if args.cache == "disk" else args.cache or None,  # that would write .npy into a person's folder
         single_cls=args.single_cls or False,
         stride=int(stride),
         pad=0.0,

@@ -18,6 +18,11 @@ def label_texts(images: Sequence[str]) -> list[str]:
     return [file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "" for file in files]
 
 
+def labelled(images: Sequence[str]) -> list[str]:
+    """The images that have a label file, be it an empty one."""
+    return [image for image, label in zip(images, img2label_paths(list(images)), strict=True) if Path(label).is_file()]
+
+
 def classes_in(text: str) -> set[int]:
     """The class indices in a label file; lines that begin with no number are passed over.
 

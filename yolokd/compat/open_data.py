@@ -46,7 +46,7 @@ def open_data(
             "data= is missing.",
             "Name a data YAML for validation, or train without: student_classes=person,car val=False.",
         )
-    elif data is None or (not val and _content(data).get("train", "") is None):  # the latter is from `complete_yaml`
+    elif data is None or (not val and _is_bare(_content(data), split)):
         content = {} if data is None else _content(data)
         names = dict(content.get("names") or enumerate(classes))
         checked = {"names": names, "channels": int(content.get("channels", 3)), "path": Path.cwd()}
@@ -81,6 +81,16 @@ def _content(data: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _is_bare(content: Mapping[str, Any], split: str) -> bool:
+    """Does a data YAML name no images at all? `complete_yaml` writes such a one for a run that resumes from it."""
+    return "train" in content and not content["train"] and not content.get(split)
+
+
+def names_nothing(data: Any, split: str) -> bool:
+    """Is this the data YAML of a run that had nothing to validate on (see `complete_yaml`)?"""
+    return _is_bare(_content(data), split)
+
+
 def complete_yaml(checked: Mapping[str, Any], split: str, file: Path) -> Path:
     """Write a data YAML with every key that Ultralytics wants where the one asked for lacks one; else name that one.
 
@@ -98,24 +108,33 @@ def complete_yaml(checked: Mapping[str, Any], split: str, file: Path) -> Path:
     return file
 
 
-def refuse_unknown_classes(classes: Sequence[str], known: Sequence[Mapping[int, str]]) -> None:
+def refuse_unknown_classes(
+    classes: Sequence[str], known: Sequence[Mapping[int, str]], class_map: Mapping[str, str] | None = None
+) -> None:
     """Refuse ``student_classes=`` that nobody can teach.
 
     Args:
         classes: as they were asked for.
         known: the classes of each teacher, and those of the labels to train on.
+        class_map: a teacher's name to the student's, where they differ.
 
     Raises:
         UserError: one of them is known to nobody.
     """
     asked = dict(enumerate(classes))
-    maps = [ClassMap.by_name(names, asked) for names in known]
+    maps = [ClassMap.by_name(names, asked, _here(class_map or {}, names)) for names in known]
     if unknown := [name for i, name in asked.items() if all(i not in m.pairs for m in maps)]:
         names = sorted({normalise(name) for one in known for name in one.values()})
         raise UserError(
             f"student_classes={','.join(classes)}: neither teacher nor labels know {shorten(unknown)}.",
             f"They know {shorten(names)}.",
         )
+
+
+def _here(class_map: Mapping[str, str], names: Mapping[int, str]) -> dict[str, str]:
+    """What ``class_map=`` says of these classes."""
+    there = set(map(normalise, names.values()))
+    return {theirs: ours for theirs, ours in class_map.items() if normalise(theirs) in there}
 
 
 def of_the_labels(checked: Mapping[str, Any]) -> dict[str, Any]:
