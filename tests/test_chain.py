@@ -71,7 +71,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, here: Path) -> Machine:
     monkeypatch.setattr(chain, "settle", settle)
     monkeypatch.setattr(chain, "train", made.train)
     monkeypatch.setattr(chain, "finished_run", lambda folder, trust: Run(folder, {}))
-    monkeypatch.setattr(chain, "check_data", lambda *args: {"names": {0: "a"}, "channels": 3})
+    monkeypatch.setattr(chain, "data_of", lambda *args: {"names": {0: "a"}, "channels": 3})
     monkeypatch.setattr(chain, "build_student", lambda *args, **more: None)
     monkeypatch.setattr(chain.gc, "collect", lambda: None)  # slow, and nothing is there
     replace = os.replace
