@@ -11,10 +11,10 @@ from typing import Any
 from yolokd.errors import UserError
 from yolokd.keys import BORN_AGAIN
 from yolokd.teachers.spec import read_teachers
-from yolokd.values import Problems, choice, folder
+from yolokd.values import Problems, folder
 
-DOMAINS = ("", "adapt")
-VIEWS = ("", "gray", "dark", "half")
+DOMAINS = ("adapt",)
+VIEWS = ("gray", "dark", "half")
 _OFF = ("off", "false", "none", "0")
 _PRECISION = 0.9
 _SECONDS = 1.0
@@ -89,9 +89,9 @@ def image_config(ours: Mapping[str, Any], teacher: str, losses: Mapping[str, flo
         unlabelled_seconds=_above_0(ours, "unlabelled_seconds", _SECONDS, problems) or _SECONDS,
         pseudo_precision=_precision(ours, problems),
         student_classes=_words(ours, "student_classes", problems),
-        domain=choice({"domain": ours.get("domain") or ""}, "domain", "domain", DOMAINS, problems),
+        domain=_one_of(ours, "domain", "domain", DOMAINS, problems),
         teacher_images=folder(ours, "teacher_images", problems),
-        student_view=choice({"student_view": ours.get("student_view") or ""}, "student_view", "view", VIEWS, problems),
+        student_view=_one_of(ours, "student_view", "view", VIEWS, problems),
     )
     _refuse_unlabelled(config, ours, teacher, losses, problems)
     _refuse_pairs(config, ours, teacher, losses, problems)
@@ -174,6 +174,15 @@ def _words(ours: Mapping[str, Any], key: str, problems: Problems) -> tuple[str, 
     if isinstance(value, bool) or not all(words):
         problems.add(f"{key}={value} is not a list of names", f"Write {key}=A, or {key}=A,B.")
     return tuple(words)
+
+
+def _one_of(ours: Mapping[str, Any], key: str, what: str, among: tuple[str, ...], problems: Problems) -> str:
+    """One of several words; empty where nothing is said."""
+    value = ours.get(key)
+    if value in (None, "", *among):
+        return str(value or "")
+    problems.add(f"{key}={value} is not a {what}", f"Write {' or '.join(f'{key}={word}' for word in among)}.")
+    return ""
 
 
 def _above_0(ours: Mapping[str, Any], key: str, default: float | None, problems: Problems) -> float | None:
