@@ -3,12 +3,12 @@
 python examples/benchmarks/aquarium.py DATA.yaml TEACHER.pt STUDENT.pt out.csv arms=plain,native,yolokd seeds=0,1
 """
 
-import csv
 import sys
 import time
 from pathlib import Path
 
 import yaml
+from table import append, has
 from ultralytics import YOLO
 
 from yolokd.trainer import DistillationTrainer
@@ -53,8 +53,7 @@ def run(arm: str, keys: dict, seed: str, files: tuple[str, str], out: Path, epoc
         imgsz: side of the images, pixels.
     """
     data, student = files
-    rows = list(csv.DictReader(out.open())) if out.exists() else []
-    if (arm, seed) in {(row["arm"], row["seed"]) for row in rows}:
+    if has(out, {"arm": arm, "seed": seed}):
         return
     shared = {"epochs": epochs, "imgsz": imgsz, "batch": 16, "seed": int(seed), "val": False, "plots": False}
     shared |= {"project": str(out.parent.resolve() / "runs"), "name": f"{arm}-{seed}", "exist_ok": True}
@@ -62,11 +61,7 @@ def run(arm: str, keys: dict, seed: str, files: tuple[str, str], out: Path, epoc
     YOLO(student).train(data=data, **shared, **keys)
     row = {"arm": arm, "seed": seed, "seconds": round(time.time() - start), "epochs": epochs, "imgsz": imgsz}
     row |= judge(Path(shared["project"]) / shared["name"] / "weights" / "last.pt", data, imgsz)
-    new = not out.exists()
-    with out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        writer.writerows([{k: k for k in row}] if new else [])
-        writer.writerow(row)
+    append(out, row)
 
 
 def keys_of(arm: str, teacher: str) -> dict:

@@ -7,7 +7,6 @@ on test by best.pt and by last.pt. FOLDER/sensor.csv goes on where it was cut of
 processes may work on one FOLDER.
 """
 
-import csv
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 from losses import claimed
+from table import append, has
 
 import yolokd
 from yolokd.compat.validation import validate
@@ -45,16 +45,8 @@ def main(data: str, teacher: str, student: str, place: str, *options: str) -> No
     for seed in range(asked["seeds"]):
         for arm in asked["arms"].split(","):
             key = {"view": asked["view"], "arm": arm, "seed": str(seed)}
-            rows = list(csv.DictReader(table.open())) if table.exists() else []
-            there = any(all(row[k] == v for k, v in key.items()) for row in rows)
-            if there or not claimed(home / "claims" / "-".join(key.values())):
-                continue
-            row = run(arm, seed, (data, teacher, student), home, asked)
-            new = not table.exists()
-            with table.open("a", newline="") as file:
-                writer = csv.DictWriter(file, row)
-                writer.writerows([{k: k for k in row}] if new else [])
-                writer.writerow(row)
+            if not has(table, key) and claimed(home / "claims" / "-".join(key.values())):
+                append(table, run(arm, seed, (data, teacher, student), home, asked))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Sum up the CSVs of aquarium.py, losses.py and replay.py: mean an arm, paired differences, a 95 % t interval.
+"""Sum up the CSVs of aquarium.py, losses.py, replay.py, unlabelled.py: means, paired differences, 95 % t intervals.
 
 python examples/benchmarks/summary.py examples/benchmarks/results/aquarium.csv[,results/losses.csv] [column] [against]
 
-``against`` is the arm with which the others are compared, seed by seed: plain, or say native.
+``against`` is the arm with which the others are compared, seed by seed: plain, or say native, or "plain 10".
 """
 
 import csv
@@ -17,7 +17,9 @@ def main(tables: str, column: str = "both_map", against: str = "plain") -> None:
     runs: dict[str, dict[str, float]] = {}
     for table in tables.split(","):
         for row in csv.DictReader(Path(table).read_text(encoding="utf-8").splitlines()):
-            runs.setdefault(row["arm"], {})[row["seed"]] = 100 * float(row[column])
+            # Of unlabelled.py's rows an arm is "p7 all 10": under the teacher of all labels, with 10 % of them.
+            arm = " ".join(row[key] for key in ("arm", "case", "share") if row.get(key, "-") != "-")
+            runs.setdefault(arm, {})[row["seed"]] = 100 * float(row[column])
     for arm, by_seed in runs.items():
         shared = sorted(set(by_seed) & set(runs[against]))
         if not shared:  # no seed in common

@@ -17,7 +17,6 @@ trained on, but val chose the thresholds of the pseudo-boxes). FOLDER/runs.csv g
 processes may work on one FOLDER.
 """
 
-import csv
 import math
 import random
 import shutil
@@ -30,6 +29,7 @@ from typing import Any
 import torch
 import yaml
 from losses import claimed
+from table import append, has
 from ultralytics import YOLO
 
 import yolokd
@@ -178,22 +178,14 @@ def main(data: str, teacher: str, student: str, place: str, *options: str) -> No
         lay_out(data, share, folder)
         for case in ("-",) if arm in TEACHERLESS else words("cases"):
             key = {"share": str(share), "case": case, "arm": arm, "seed": str(seed)}
-            rows = list(csv.DictReader(table.open())) if table.exists() else []
-            if any(all(row[k] == v for k, v in key.items()) for row in rows) or not claimed(
-                home / "claims" / "-".join(key.values())
-            ):
+            if has(table, key) or not claimed(home / "claims" / "-".join(key.values())):
                 continue
             tuned = Path(asked["tuned"]) if asked["tuned"] else fine_tuned(teacher, data, home, asked)
             if case != "all":
                 tuned = fine_tuned(teacher, str(folder / "repeated.yaml"), folder, asked)
             start = time.time()
             last = train(arm, case, seed, None if case == "-" else tuned, folder, files, asked)
-            row = key | {"seconds": round(time.time() - start)} | judge(last, data, asked["imgsz"])
-            new = not table.exists()
-            with table.open("a", newline="") as file:
-                writer = csv.DictWriter(file, row)
-                writer.writerows([{k: k for k in row}] if new else [])
-                writer.writerow(row)
+            append(table, key | {"seconds": round(time.time() - start)} | judge(last, data, asked["imgsz"]))
 
 
 if __name__ == "__main__":
