@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,6 @@ from yolokd.calibrating import UNKNOWN, described, judge, only, thresholds
 from yolokd.classes import ClassMap
 from yolokd.compat.checkpoint import head_info
 from yolokd.compat.dataset import all_images, image_files, used_files
-from yolokd.compat.files import atomic_replace
 from yolokd.compat.joined import JoinedDataset, spread, unlabelled_dataset
 from yolokd.compat.larger import image_side, reduced, resized
 from yolokd.compat.open_data import OWN_NAMES, complete_yaml, in_students_classes, of_the_labels
@@ -34,7 +32,7 @@ from yolokd.saving import SavingTrainer
 from yolokd.teachers.elsewhere import bare
 from yolokd.teachers.live import LARGER, channels_of
 from yolokd.teachers.panel import Panel
-from yolokd.unlabelled import FRAMES, LABELLED, collect, read_list, write_lines
+from yolokd.unlabelled import FRAMES, LABELLED, collect, read_list, write_list
 
 _JUDGED = ("val/", "metr")  # how the columns of a validation begin
 DATA = "data.yaml"  # in the run folder, where the data set that was asked for lacks a part
@@ -126,9 +124,7 @@ class FeedingTrainer(SavingTrainer):
         left = [file for file in used if os.path.realpath(file) not in without]
         if len(left) == len(used):
             return None
-        listed: Path = self.save_dir / LABELLED
-        atomic_replace(listed, partial(write_lines, left))
-        return listed
+        return write_list(left, self.save_dir / LABELLED)
 
     def _replay(self, panel: Panel, parts: list[Any]) -> None:
         """Let the data sets bring along what the cache holds of all of them."""

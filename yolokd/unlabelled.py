@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,8 @@ class Unlabelled:
         rows.writerows((file, "cannot be read", "") for file in self.unreadable)
         rows.writerows((file, "nearly equals an image that judges", twin) for file, twin in self.twins)
         rows.writerows((file, "is a labelled training image", "") for file in self.labelled)
-        for name, content in ((LEFT_OUT, text.getvalue()), (LIST, "".join(f"{file}\n" for file in self.files))):
-            atomic_replace(folder / name, partial(_write, content))
-        return folder / LIST
+        atomic_replace(folder / LEFT_OUT, lambda file: file.write_text(text.getvalue(), encoding="utf-8"))
+        return write_list(self.files, folder / LIST)
 
 
 def collect(
@@ -90,17 +89,7 @@ def collect(
         UserError: nothing is there, nothing can be read, or all of it is validation images.
     """
     sources = find_sources(config.unlabelled)
-    if config.teacher_images and sources.videos:
-        raise UserError(
-            f"teacher_images= needs a partner for each image, and {sources.videos[0]} is a video.",
-            "Name folders of images in unlabelled=, or leave out teacher_images=.",
-        )
-    taken: list[str] = []
-    for video in sources.videos:
-        if frames is None:
-            refuse_video(video)
-        else:
-            taken += sample_frames(video, frames, config.unlabelled_seconds)
+    taken = _frames_of(config, sources.videos, frames)
     judging = {_whole(file) for file in all_images({**data, "train": None})}
     used = used_files(image_files(data, "train"), fraction)
     trained = {_whole(file) for file in labelled_among(used)}
@@ -120,6 +109,29 @@ def collect(
             "Name a folder with other images.",
         )
     return Unlabelled(files, tuple(bad), tuple(sorted(twins.items())), tuple(labelled))
+
+
+def _frames_of(config: ImageConfig, videos: Sequence[str], folder: Path | None) -> list[str]:
+    """Frames of the videos; without a folder for them they are only looked at."""
+    if config.teacher_images and videos:
+        raise UserError(
+            f"teacher_images= needs a partner for each image, and {videos[0]} is a video.",
+            "Name folders of images in unlabelled=, or leave out teacher_images=.",
+        )
+    taken: list[str] = []
+    for video in videos:
+        if folder is None:
+            refuse_video(video)
+        else:
+            taken += sample_frames(video, folder, config.unlabelled_seconds)
+    return taken
+
+
+def write_list(images: Sequence[str], file: Path) -> Path:
+    """Write a list of images as Ultralytics reads one."""
+    text = "".join(f"{image}\n" for image in images)
+    atomic_replace(file, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return file
 
 
 def read_list(folder: Path) -> list[str] | None:
@@ -151,15 +163,6 @@ def _readable(files: tuple[str, ...], channels: int) -> tuple[list[str], list[st
 @lru_cache(maxsize=2)
 def _twins(files: tuple[str, ...], judging: tuple[str, ...]) -> dict[str, str]:
     return near_duplicates(files, judging)
-
-
-def write_lines(lines: Sequence[str], file: Path) -> None:
-    """Write a list of files."""
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _write(content: str, file: Path) -> None:
-    file.write_text(content, encoding="utf-8")
 
 
 def _whole(file: str) -> str:

@@ -51,7 +51,7 @@ def check_data(data: Any, *splits: str) -> dict[str, Any]:
                 f"data={data}: the split {split} has no images ({_shown(checked.get(split))}).",
                 f"Check {split}: and path: in the YAML; formats are {', '.join(sorted(IMG_FORMATS))}.",
             )
-        if split == "train" and not any(_has_text(label) for label in img2label_paths(files)):
+        if split == "train" and not any_labels(files):
             raise UserError(
                 f"data={data}: none of the {len(files)} training images has a label.",
                 f"Labels are looked for in {Path(img2label_paths(files[:1])[0]).parent}.",
@@ -183,9 +183,10 @@ def _refusal(data: str, split: str, error: Exception) -> UserError:
     )
 
 
-def _has_text(label: str) -> bool:
-    file = Path(label)
-    return file.is_file() and file.stat().st_size > 0
+def any_labels(files: Sequence[str]) -> bool:
+    """Has one of these images a label file with something in it?"""
+    labels = (Path(label) for label in img2label_paths(list(files)))
+    return any(label.is_file() and label.stat().st_size for label in labels)
 
 
 def _shown(paths: Any) -> str:

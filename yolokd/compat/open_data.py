@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ultralytics.data.utils import img2label_paths
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_file
 
 from yolokd.classes import ClassMap, normalise, shorten
-from yolokd.compat.dataset import check_data, image_files
+from yolokd.compat.dataset import any_labels, check_data, image_files
 from yolokd.errors import UserError
 
 OWN_NAMES = "own_names"  # key of the dictionary: the classes that the labels on disk speak of
@@ -63,9 +62,7 @@ def _perhaps_without_train(data: Any, split: str) -> dict[str, Any]:
     content = _content(data)
     if not content or content.get("train"):
         checked = check_data(data, split)
-        labels = (Path(label) for label in img2label_paths(image_files(checked, "train")))
-        labelled = any(label.is_file() and label.stat().st_size for label in labels)
-        return checked if labelled else {**checked, "train": None}
+        return checked if any_labels(image_files(checked, "train")) else {**checked, "train": None}
     file = check_file(str(data), hard=False)
     whole = {"path": str(Path(file).parent.resolve()), **content, "train": content.get(split) or content.get("val")}
     with tempfile.TemporaryDirectory() as folder:  # Ultralytics wants the key, and a file to read it from

@@ -19,6 +19,7 @@ class StudentValidator(DetectionValidator):  # type: ignore[misc]  # Ultralytics
 
     Args:
         student_view: ``gray``, ``dark`` or ``half``; or empty.
+        own_names: the classes that the labels speak of; None: those of the data YAML that it reads.
         args: as Ultralytics passes them; so are the others.
     """
 
