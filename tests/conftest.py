@@ -99,6 +99,16 @@ def toy_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_detector("yolo11n.yaml", tmp_path_factory.mktemp("student") / "student.pt", NAMES, seed=2)
 
 
+@pytest.fixture(scope="session")
+def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images without labels, and one that is none."""
+    from tests.photos import photos
+
+    folder = photos(tmp_path_factory.mktemp("more") / "images", 6, seed=3)
+    (folder / "broken.png").write_text("no image")
+    return folder
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to stand in."""

@@ -9,9 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import yaml
 
 from tests.conftest import train_words
+from tests.photos import changed
+from tests.photos import photos as make_photos
 
 Refused = Callable[..., tuple[str, str]]
 
@@ -26,13 +27,7 @@ def words(toy_teacher: Path, toy_student: Path, toy_data: Path) -> Callable[...,
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(1)
-    for i in range(2):
-        small = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(small, (96, 96), interpolation=cv2.INTER_NEAREST))
-    return folder
+    return make_photos(tmp_path / "photos", 2, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -100,11 +95,7 @@ def test_no_data_and_nothing_that_makes_up_for_it(
 def test_no_labelled_image_needs_others(
     refused: Refused, words: Callable[..., list[str]], toy_data: Path, tmp_path: Path
 ) -> None:
-    file = tmp_path / "bare.yaml"
-    content = yaml.safe_load(toy_data.read_text())
-    del content["train"]
-    file.write_text(yaml.safe_dump(content))
-    refused(*words(data=file))
+    assert "'train:' key missing" in refused(*words(data=changed(toy_data, tmp_path, train=None)))[0]
 
 
 def test_partners(refused: Refused, words: Callable[..., list[str]], toy_data: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from yolokd.config import DistillConfig, build_config, check_against_epochs, split_keys
 from yolokd.errors import UserError
-from yolokd.losses.base import DEFAULT_LOSSES, LOSSES
+from yolokd.losses.base import DEFAULT_LOSSES
 from yolokd.values import GUARD_PATIENCE
 
 
@@ -30,25 +30,6 @@ def test_defaults_are_the_measured_recipe() -> None:
     assert config.taps == ()
     assert config.teacher_precision == "auto"
     assert not config.trust
-
-
-@pytest.mark.parametrize(
-    ("written", "losses"),
-    [
-        ("cls:0.25,box:2", {"cls": 0.25, "box": 2.0}),
-        (" cwd : 3 , cls", {"cwd": 3.0, "cls": LOSSES["cls"].gain}),
-        ({"cls": 0.25, "box": None}, {"cls": 0.25, "box": LOSSES["box"].gain}),
-        (["cls:0.25", "box"], {"cls": 0.25, "box": LOSSES["box"].gain}),
-        ("none", {}),
-        ("None", {}),
-        (None, {}),
-        ({}, {}),
-    ],
-)
-def test_losses_as_text_list_and_mapping(written: Any, losses: dict[str, float]) -> None:
-    config = build_config({"teacher": "t.pt", "losses": written})
-    assert config.losses == losses
-    assert list(config.losses) == list(losses)  # in the order asked for
 
 
 @pytest.mark.parametrize(
@@ -178,12 +159,6 @@ def test_a_key_of_a_later_version_is_an_error() -> None:
         DistillConfig.from_dict({"teacher": "t.pt", "losses": {}, "later": 1})
 
 
-def test_an_integer_option_becomes_the_type_of_its_default() -> None:
-    value = build_config(FULL).loss_options["cwd"]["temperature"]
-    assert value == 4
-    assert isinstance(value, float)
-
-
 @pytest.mark.parametrize("key", ["kd_close", "refine_epochs"])
 def test_the_end_without_distillation_must_leave_an_epoch(key: str) -> None:
     config = build_config({"teacher": "t", key: 3})
@@ -270,13 +245,6 @@ def test_the_start_without_distillation_must_leave_an_epoch() -> None:
     check_against_epochs(balanced, 6, warmup=2)
     with pytest.raises(UserError, match="balance= measures"):
         check_against_epochs(replace(balanced, kd_close=1), 6, warmup=2)
-
-
-def test_whether_losses_were_named_is_not_lost_on_the_way() -> None:
-    assert not build_config({"teacher": "t.pt"}).chosen
-    assert build_config({"teacher": "t.pt", "losses": "cls"}).chosen
-    # In the run folder they all are, so that a run that begins again has the losses that it began with.
-    assert build_config(split_keys(yaml.safe_load(build_config({"teacher": "t.pt"}).to_yaml()))[0]).chosen
 
 
 def test_what_an_exported_teacher_is_told_survives_every_form() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,57 +13,16 @@ import torch
 import yaml
 from ultralytics import YOLO
 
-from tests.conftest import NAMES, save_detector
+from tests.conftest import save_detector
+from tests.feeding import FAST, columns, trainer_of
+from tests.photos import changed, film
 from yolokd import distill
 from yolokd.api import check
 from yolokd.compat.joined import UNLABELLED, JoinedDataset
-from yolokd.compat.student_validator import StudentValidator
 from yolokd.errors import UserError
 from yolokd.pseudo import NEVER
 from yolokd.teachers.live import LARGER
 from yolokd.teachers.mean import MeanPanel
-from yolokd.trainer import DistillationTrainer
-
-FAST: dict[str, Any] = {"epochs": 1, "imgsz": 64, "batch": 4, "device": "cpu", "plots": False, "workers": 0, "nbs": 4}
-
-
-@pytest.fixture(scope="module")
-def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six images without labels, and one that is none."""
-    folder = tmp_path_factory.mktemp("more") / "images"
-    folder.mkdir()
-    rng = np.random.default_rng(3)
-    for i in range(6):
-        small = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(small, (96, 96), interpolation=cv2.INTER_NEAREST))
-    (folder / "broken.png").write_text("no image")
-    return folder
-
-
-def settings(
-    toy_data: Path | None, student: Path | str, teacher: Path | str, project: Path, **keys: Any
-) -> dict[str, Any]:
-    data = {"data": str(toy_data)} if toy_data else {}
-    return {
-        **FAST,
-        **data,
-        "model": str(student),
-        "teacher": str(teacher),
-        "project": str(project),
-        "mode": "train",
-        **keys,
-    }
-
-
-def trainer_of(*args: Any, **keys: Any) -> DistillationTrainer:
-    trainer = DistillationTrainer(overrides=settings(*args, **keys))
-    trainer._setup_train()
-    return trainer
-
-
-def columns(folder: Path) -> dict[str, str]:
-    with (folder / "results.csv").open() as file:
-        return {k.strip(): v for k, v in list(csv.DictReader(file))[-1].items()}
 
 
 def test_a_training_learns_from_both_kinds_and_is_resumed(
@@ -158,9 +116,7 @@ def test_a_perfect_teacher_makes_the_labels_that_were_taken_away(
 def test_no_labelled_image_at_all(
     toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path, cached: bool
 ) -> None:
-    file = tmp_path / "val_only.yaml"
-    content = yaml.safe_load(toy_data.read_text())
-    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if key != "train"}))
+    file = changed(toy_data, tmp_path, train=None)
     keys = {"teacher_cache": str(tmp_path / "answers"), "losses": "cls,box"} if cached else {}
     run = distill(toy_student, toy_teacher, data=file, unlabelled=more, project=str(tmp_path), **keys, **FAST)
     row = columns(run.save_dir)
@@ -281,47 +237,6 @@ def test_the_cache_holds_labelled_unlabelled_and_judging_images(
     trainer.criterion(trainer.model(batch["img"]), batch)[0].sum().backward()
 
 
-@pytest.mark.parametrize("case", ["both", "no data", "video"])
-def test_a_run_that_was_cut_off_goes_on_with_the_same_images(
-    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path, case: str, monkeypatch: Any
-) -> None:
-    keys: dict[str, Any] = {"unlabelled": str(more), "data": str(toy_data)}
-    if case == "no data":
-        keys = {"unlabelled": str(more), "student_classes": "blue,red", "val": False}
-        labels = more.parent / "labels"  # beside images/, where Ultralytics would look for them
-        labels.mkdir(exist_ok=True)
-        (labels / "0.txt").write_text("0 .5 .5 .2 .2\n")
-    if case == "video":
-        film = cv2.VideoWriter(str(tmp_path / "f.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 1, (96, 96))
-        for i in range(4):
-            film.write(cv2.imread(str(more / f"{i}.png")))
-        film.release()
-        keys["unlabelled"] = str(tmp_path / "f.avi")
-    save, saved = DistillationTrainer.save_model, []
-
-    def killed(self: DistillationTrainer) -> bool:
-        if saved:
-            raise KeyboardInterrupt
-        saved.append(save(self))
-        return True
-
-    monkeypatch.setattr(DistillationTrainer, "save_model", killed)
-    student = "yolo11n.yaml" if case == "no data" else toy_student
-    with pytest.raises(KeyboardInterrupt):
-        distill(student, toy_teacher, project=str(tmp_path / "p"), **keys, **{**FAST, "epochs": 3})
-    monkeypatch.setattr(DistillationTrainer, "save_model", save)
-    folder = tmp_path / "p/train"
-    listed = (folder / "unlabelled.txt").read_text()
-    assert len(listed.split()) == (4 if case == "video" else 6)
-    monkeypatch.setattr("yolokd.feeding.collect", lambda *_: pytest.fail("looked for anew"))
-    run = distill(resume=folder / "weights/last.pt")
-    assert (folder / "unlabelled.txt").read_text() == listed
-    rows = (run.save_dir / "results.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3"]
-    assert YOLO(run.last).names == ({0: "blue", 1: "red"} if case == "no data" else {0: "red", 1: "green", 2: "blue"})
-    (more.parent / "labels/0.txt").unlink(missing_ok=True)
-
-
 @pytest.mark.parametrize("kind", ["detr", "two", "end2end student", "larger"])
 def test_teachers_of_every_kind_make_pseudo_boxes(
     toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path, kind: str
@@ -347,36 +262,6 @@ def test_teachers_of_every_kind_make_pseudo_boxes(
         bare = [i for i, without in enumerate(batch[UNLABELLED]) if without]
         found += sum(int((criterion.taught["batch_idx"] == i).sum()) for i in bare) if criterion.taught else 0
     assert found > 0
-
-
-def test_in_a_process_of_several_the_student_is_wrapped(
-    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
-) -> None:
-    """Ultralytics wraps the model for DDP before it builds the data sets."""
-    trainer = trainer_of(toy_data, toy_student, toy_teacher, tmp_path, unlabelled=str(more))
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        trainer.model = torch.nn.parallel.DistributedDataParallel(trainer.model)
-        assert isinstance(trainer.build_dataset(trainer.data["train"], "train", 4), JoinedDataset)
-        assert trainer.pseudo_labels() is not None
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_workers_read_what_was_asked_for_since_the_parents_folder_goes(
-    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "val_only.yaml"
-    content = yaml.safe_load(toy_data.read_text())
-    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if key != "train"}))
-    given = settings(file, toy_student, toy_teacher, tmp_path / "p", unlabelled=str(more))
-    alone = DistillationTrainer(overrides=dict(given))
-    assert Path(alone.args.data) == alone.save_dir / "data.yaml"
-    parent = DistillationTrainer(overrides=dict(given))
-    parent.ddp, parent.args.data = True, str(file)
-    parent.get_dataset()
-    assert parent.args.data == str(file)
 
 
 def test_the_thresholds_are_found_on_what_the_teacher_sees(
@@ -415,55 +300,8 @@ def test_a_training_split_without_all_its_labels(
     assert sorted(Path(f).stem for f in both.labelled.im_files) == ["3", "4", "5", "6", "7"]
 
 
-@pytest.mark.parametrize("case", ["classes", "view", "no data"])
-def test_a_kill_in_the_final_evaluation_is_made_up_for(
-    toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path, case: str, monkeypatch: Any
-) -> None:
-    keys: dict[str, Any] = {
-        "classes": {"data": str(toy_data), "student_classes": "blue,red"},
-        "view": {"data": str(toy_data), "student_view": "gray"},
-        "no data": {"student_classes": "blue,red", "val": False, "unlabelled": str(more)},
-    }[case]
-    student = toy_student if case == "view" else "yolo11n.yaml"
-    run = distill(student, toy_teacher, project=str(tmp_path), **keys, **{**FAST, "plots": True})
-    seen: list[Any] = []
-    loop = StudentValidator.init_metrics
-    monkeypatch.setattr(StudentValidator, "init_metrics", lambda self, model: seen.append(self) or loop(self, model))
-    (run.save_dir / "results.png").unlink()
-    distill(resume=run.save_dir)
-    assert (run.save_dir / "results.png").is_file()
-    if case == "no data":
-        assert not seen
-        return
-    [validator] = seen
-    batch = next(iter(validator.dataloader))
-    if case == "view":
-        assert torch.equal(batch["img"][:, 0], batch["img"][:, 1])
-    else:
-        assert set(batch["cls"].ravel().tolist()) <= {0.0, 1.0}
-        rows = (toy_data.parent / "labels/val/0.txt").read_text().splitlines()
-        wanted = {0: 1.0, 2: 0.0}  # red, blue
-        found = batch["cls"][batch["batch_idx"] == 0].ravel().tolist()
-        assert sorted(found) == sorted(wanted[int(row[0])] for row in rows if int(row[0]) in wanted)
-
-
-def test_a_student_of_some_classes_is_not_numbered_as_cocos(toy_student: Path, tmp_path: Path) -> None:
-    """Ultralytics knows COCO by the path of its validation list, and would write category ids for 80 classes."""
-    from ultralytics.cfg import get_cfg
-
-    args = get_cfg(overrides={"task": "detect", "mode": "val", "val": True})
-    for own, coco in (({0: "a"}, False), (dict(NAMES), True)):
-        validator = StudentValidator(args=args, save_dir=tmp_path)
-        validator.data, validator.own_names, validator.training = {"val": "/x/coco/val2017.txt"}, own, True
-        validator.init_metrics(YOLO(toy_student).model)
-        assert validator.is_coco is coco
-
-
 def test_a_video_alone(toy_teacher: Path, more: Path, tmp_path: Path) -> None:
-    film = cv2.VideoWriter(str(tmp_path / "f.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 1, (96, 96))
-    for i in range(4):
-        film.write(cv2.imread(str(more / f"{i}.png")))
-    film.release()
+    film(tmp_path / "f.avi", more)
     keys = {"student_classes": "blue,red", "val": False, "unlabelled": str(tmp_path / "f.avi")}
     run = distill("yolo11n.yaml", toy_teacher, project=str(tmp_path / "p"), **keys, **FAST)
     assert len(list((run.save_dir / "frames").rglob("*.png"))) == 4
@@ -484,9 +322,7 @@ def test_nothing_is_kept_beside_images_without_labels(
 def test_before_training_without_labels_one_can_ask(
     toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
 ) -> None:
-    file = tmp_path / "val_only.yaml"
-    content = yaml.safe_load(toy_data.read_text())
-    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if key != "train"}))
+    file = changed(toy_data, tmp_path, train=None)
     fast = {"imgsz": 64, "device": "cpu", "unlabelled": str(more)}
     said = check(toy_teacher, toy_student, file, **fast)
     assert "unlabelled: 6 images" in said
@@ -497,9 +333,7 @@ def test_before_training_without_labels_one_can_ask(
 def test_in_steps_without_labels(
     toy_data: Path, toy_student: Path, toy_teacher: Path, more: Path, tmp_path: Path
 ) -> None:
-    file = tmp_path / "val_only.yaml"
-    content = yaml.safe_load(toy_data.read_text())
-    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if key != "train"}))
+    file = changed(toy_data, tmp_path, train=None)
     keys = {"unlabelled": more, "student_classes": ["red", "blue"], "data": file, "project": str(tmp_path / "p")}
     run = distill("yolo11n.yaml", toy_teacher, via="yolov8n.yaml", **keys, **FAST)
     assert YOLO(run.best).names == {0: "red", 1: "blue"}

@@ -6,13 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 import torch
-import yaml
 
 from tests.conftest import NAMES, save_detector
+from tests.photos import changed
+from tests.photos import photos as make_photos
 from yolokd.config import build_config
 from yolokd.errors import UserError
 from yolokd.learning import ImagesToLearn, data_of, unlabelled_of
@@ -21,13 +20,7 @@ from yolokd.preflight import preflight
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(2)
-    for i in range(3):
-        small = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(small, (96, 96), interpolation=cv2.INTER_NEAREST))
-    return folder
+    return make_photos(tmp_path / "photos", 3, seed=2)
 
 
 def looked(teacher: Path, student: Path, data: Path | None, **ours: Any) -> Any:
@@ -60,8 +53,7 @@ def test_they_are_all_that_a_cache_holds_of_a_run(toy_teacher: Path, toy_data: P
 
 def test_teacher_and_student_may_take_other_channels(toy_data: Path, toy_teacher: Path, tmp_path: Path) -> None:
     """A grey student under a teacher in colour: without pairs refused, with them each sees its own."""
-    grey = tmp_path / "grey.yaml"
-    grey.write_text(yaml.safe_dump({**yaml.safe_load(toy_data.read_text()), "channels": 1}))
+    grey = changed(toy_data, tmp_path, channels=1)
     student = save_detector("yolo11n.yaml", tmp_path / "s.pt", NAMES)
     with pytest.raises(UserError, match="channels"):
         looked(toy_teacher, student, grey)

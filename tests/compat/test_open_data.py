@@ -10,6 +10,7 @@ import pytest
 import yaml
 from ultralytics.data.utils import check_det_dataset
 
+from tests.photos import changed
 from yolokd.compat.dataset import image_files
 from yolokd.compat.open_data import (
     OWN_NAMES,
@@ -20,13 +21,6 @@ from yolokd.compat.open_data import (
     refuse_unknown_classes,
 )
 from yolokd.errors import UserError
-
-
-def changed(toy_data: Path, folder: Path, **changes: Any) -> Path:
-    content = {**yaml.safe_load(toy_data.read_text()), **changes}
-    file = folder / "data.yaml"
-    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
-    return file
 
 
 def test_a_whole_data_set_is_as_ultralytics_has_it(toy_data: Path) -> None:

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import yaml
 
 from tests.conftest import NAMES, save_detector
+from tests.photos import film, photos
 from yolokd.cli import main
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -44,15 +44,8 @@ def place(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _other_images(folder: Path, toy_data: Path) -> None:
     """Images without labels, a video of them, and the toy images once as a grey camera sees them, once as they are."""
-    (folder / "photos").mkdir()
-    film = cv2.VideoWriter(str(folder / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 2, (96, 96))
-    rng = np.random.default_rng(7)
-    for i in range(4):
-        small = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
-        photo = cv2.resize(small, (96, 96), interpolation=cv2.INTER_NEAREST)
-        cv2.imwrite(str(folder / "photos" / f"{i}.png"), photo)
-        film.write(255 - photo)
-    film.release()
+    film(folder / "clip.avi", photos(folder / "clip", 4, seed=8))
+    photos(folder / "photos", 4, seed=7)
     shutil.copytree(toy_data.parent / "images", folder / "rgb")
     shutil.copytree(toy_data.parent / "labels", folder / "infrared/labels")
     for file in (folder / "rgb").rglob("*.png"):
