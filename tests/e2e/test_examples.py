@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import pytest
 import yaml
 
 from tests.conftest import NAMES
 from tests.lively import save_lively
+from tests.photos import changed, photos
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.e2e
@@ -59,32 +59,32 @@ def test_ensemble(
 
 
 def test_domain(toy_teacher: Path, toy_student: Path, toy_data: Path, runs_here: Path, capsys: Any) -> None:
-    """There and back: another data set of the same classes, whose labels are not learnt from."""
+    """To images of other classes, of which one is what the source calls red."""
     other = runs_here.parent / "dusk"
     shutil.copytree(toy_data.parent, other)
     for file in (other / "images").rglob("*.png"):
         cv2.imwrite(str(file), cv2.flip(cv2.imread(str(file)) // 3, 0))
-    content = {**yaml.safe_load(toy_data.read_text()), "path": str(other)}
-    (other / "dusk.yaml").write_text(yaml.safe_dump(content))
-    run("domain.py", toy_teacher, toy_student, toy_data, other / "dusk.yaml", 1, 64)
-    said = [line for line in capsys.readouterr().out.splitlines() if line.endswith(("before:", "adapted:"))]
-    assert said == ["toy to dusk, before:", "toy to dusk, adapted:", "dusk to toy, before:", "dusk to toy, adapted:"]
-    listed = (runs_here / "detect/train-2/unlabelled.txt").read_text().splitlines()
+    target = changed(toy_data, other, path=str(other), names={0: "ember", 1: "leaf", 2: "sky"})
+    run("domain.py", toy_teacher, toy_student, toy_data, target, "red:ember,blue:sky", 1, 64)
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.endswith("on the target:")] == [
+        "before, on the target:",
+        "adapted, on the target:",
+    ]
+    assert any(line == "last.pt does not know leaf: AP 0 there." for line in said)
+    listed = (runs_here / "detect/adapted/unlabelled.txt").read_text().splitlines()
     assert len(listed) == 8
     assert all("dusk" in file for file in listed)
+    assert not (runs_here / "detect/before/unlabelled.txt").exists()
 
 
 def test_unlabelled(toy_student: Path, lively: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row a run; it goes on where it was cut off; the share keeps its labels and no other image does."""
     monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 20), ("val", 4), ("test", 4)):
-        for kind in ("images", "labels"):
-            (tmp_path / f"set/{kind}/{split}").mkdir(parents=True)
+    for seed, (split, count) in enumerate((("train", 20), ("val", 4), ("test", 4))):
+        photos(tmp_path / f"set/images/{split}", count, seed)
+        (tmp_path / f"set/labels/{split}").mkdir(parents=True)
         for i in range(count):
-            small = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
-            picture = cv2.resize(small, (96, 96), interpolation=cv2.INTER_NEAREST)
-            cv2.imwrite(str(tmp_path / f"set/images/{split}/{i}.png"), picture)
             (tmp_path / f"set/labels/{split}/{i}.txt").write_text(f"{i % 3} .5 .5 .5 .5\n")
     parts = {split: f"images/{split}" for split in ("train", "val", "test")}
     (tmp_path / "set/data.yaml").write_text(yaml.safe_dump({**parts, "names": NAMES}))
@@ -109,8 +109,7 @@ def test_sensor(
     toy_teacher: Path, toy_student: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
-    data = tmp_path / "toy.yaml"
-    data.write_text(yaml.safe_dump({**yaml.safe_load(toy_data.read_text()), "test": "images/val"}))
+    data = changed(toy_data, tmp_path, test="images/val")
     words = ["benchmarks/sensor.py", data, toy_teacher, toy_student, tmp_path / "out"]
     for arms in ("plain", "plain,yolokd"):
         run(*words, "seeds=1", "epochs=1", "imgsz=64", "batch=4", f"arms={arms}")
