@@ -4,7 +4,8 @@ python examples/benchmarks/unlabelled.py DATA.yaml TEACHER.pt STUDENT FOLDER tun
 
 Of the training images a share keeps its labels (drawn evenly over the classes, the same for every arm and seed), the
 others lose theirs. TEACHER.pt is fine-tuned on that share (case `share`, the honest one), and once on all labels (case
-`all`, the upper one; tuned= names one that is there already). Every arm takes the same number of optimiser steps:
+`all`, the upper one; tuned= names one that is there already). teacher_imgsz=416 shows it larger images than the
+student's; give such arms names of their own. Every arm takes the same number of optimiser steps:
 
     plain     the labelled share, repeated until it is as long as the whole training split
     frozen    the same with the backbone frozen, a usual schedule for few labels
@@ -40,6 +41,7 @@ from yolokd.compat.validation import hits, validate
 
 ASKED: dict[str, Any] = {"shares": "10,25", "cases": "all,share", "arms": "plain,pseudo,native,yolokd", "seeds": 3}
 ASKED |= {"epochs": 20, "imgsz": 256, "batch": 16, "teacher_epochs": 15, "tuned": "", "precision": 0.9, "keys": ""}
+ASKED |= {"teacher_imgsz": 0}
 TEACHERLESS = ("plain", "frozen")
 
 
@@ -83,14 +85,18 @@ def write_yaml(checked: dict[str, Any], folder: Path, name: str, train: str | li
 
 def fine_tuned(teacher: str, data: str, folder: Path, asked: dict[str, Any]) -> Path:
     """The teacher after training on the data."""
-    file = folder / "teacher.pt"
+    file = folder / f"teacher{asked['teacher_imgsz'] or ''}.pt"
     if not file.is_file():
-        how = {"batch": asked["batch"], "seed": 0, "plots": False, "exist_ok": True, "imgsz": asked["imgsz"]}
-        how |= {"project": str(folder.resolve()), "name": "fine-tuning"}
+        how = {"batch": asked["batch"], "seed": 0, "plots": False, "exist_ok": True, "imgsz": teacher_size(asked)}
+        how |= {"project": str(folder.resolve()), "name": f"fine-tuning-{file.stem}"}
         YOLO(teacher).train(data=data, epochs=asked["teacher_epochs"], **how)
-        shutil.copy(folder / "fine-tuning/weights/best.pt", folder / "teacher.partial")
-        (folder / "teacher.partial").replace(file)
+        shutil.copy(folder / how["name"] / "weights/best.pt", file.with_suffix(".partial"))
+        file.with_suffix(".partial").replace(file)
     return file
+
+
+def teacher_size(asked: dict[str, Any]) -> int:
+    return int(asked["teacher_imgsz"] or asked["imgsz"])
 
 
 def pseudo_boxes(teacher: Path, name: str, data: str, folder: Path, asked: dict[str, Any]) -> Path:
@@ -99,7 +105,7 @@ def pseudo_boxes(teacher: Path, name: str, data: str, folder: Path, asked: dict[
     if (place / "data.yaml").is_file():
         return place / "data.yaml"
     checked = check_data(data, "train", "val")
-    found = validate(teacher, data, split="val", imgsz=asked["imgsz"], conf=0.1, batch=16).images
+    found = validate(teacher, data, split="val", imgsz=teacher_size(asked), conf=0.1, batch=16).images
     columns: tuple[list[Any], ...] = ([], [], [])
     for image in found:
         boxes, labels, truth, objects = map(
@@ -113,7 +119,8 @@ def pseudo_boxes(teacher: Path, name: str, data: str, folder: Path, asked: dict[
     print(f"{name}: boxes from {[round(float(t), 2) for t in sure]}", flush=True)
     shutil.copytree(folder / "unlabelled/images", place / "images", dirs_exist_ok=True)
     (place / "labels").mkdir(exist_ok=True)
-    for result in YOLO(teacher).predict(place / "images", imgsz=asked["imgsz"], conf=0.1, stream=True, verbose=False):
+    how = {"imgsz": teacher_size(asked), "conf": 0.1, "stream": True, "verbose": False}
+    for result in YOLO(teacher).predict(place / "images", **how):
         rows = [
             f"{int(c)} " + " ".join(f"{v:.6f}" for v in box)
             for c, p, box in zip(result.boxes.cls, result.boxes.conf, result.boxes.xywhn.tolist(), strict=True)
@@ -143,7 +150,8 @@ def train(arm: str, case: str, seed: int, teacher: Path | None, folder: Path, fi
         )
     else:
         more = dict(word.split("=", 1) for word in asked["keys"].split(";") if word)
-        keys = {"unlabelled": str(folder / "unlabelled/images")} | {k: yaml.safe_load(v) for k, v in more.items()}
+        keys = {"unlabelled": str(folder / "unlabelled/images"), "teacher_imgsz": asked["teacher_imgsz"] or None}
+        keys |= {k: yaml.safe_load(v) for k, v in more.items()}
         yolokd.distill(files["student"], teacher, data=str(folder / "labelled.yaml"), **keys, **how)
     (folder / "runs" / name / "DONE").touch()
     return weights

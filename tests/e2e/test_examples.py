@@ -97,10 +97,13 @@ def test_unlabelled(toy_student: Path, lively: Path, tmp_path: Path, monkeypatch
     assert len((folder / "train.txt").read_text().split()) == 20
     assert len(list((folder / "pseudo-share/labels").iterdir())) == 15
     run(*words, *how, "arms=plain,yolokd,soft", "keys=pseudo_precision=off;losses=cls")
+    run(*words, *how, "arms=larger", "teacher_imgsz=96")
+    assert yaml.safe_load((folder / "fine-tuning-teacher96/args.yaml").read_text())["imgsz"] == 96
+    assert yaml.safe_load((folder / "runs/larger-share-0/distill.yaml").read_text())["teacher_imgsz"] == 96
     with (tmp_path / "out/runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["arm"], row["case"]) for row in rows] == [
-        ("plain", "-"), ("pseudo", "share"), ("yolokd", "share"), ("soft", "share")
+        ("plain", "-"), ("pseudo", "share"), ("yolokd", "share"), ("soft", "share"), ("larger", "share")
     ]  # fmt: skip
     assert all(0 <= float(row["both_last_map"]) <= 1 for row in rows)
 
