@@ -143,3 +143,13 @@ def assert_same_place(sample: dict[str, Any], cache: LabelCache) -> int:
         assert distance < PIXEL, (cache.label[row], truth[best] * IMGSZ, box * IMGSZ)
         left.remove(best)
     return len(truth)
+
+
+def assert_same_sample(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert list(a) == list(b)
+    for key, value in a.items():
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == b[key].dtype
+            assert torch.equal(value, b[key]), key
+        else:
+            assert np.array_equal(value, b[key]), key

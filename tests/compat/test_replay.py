@@ -19,6 +19,7 @@ from tests.compat.replays import (
     SETTINGS,
     LabelCache,
     assert_same_place,
+    assert_same_sample,
     attached,
     build,
     hashes,
@@ -46,17 +47,7 @@ def test_images_labels_and_random_stream_are_those_of_a_run_without(
         assert wanted[-2:] == got[-2:]
         for a, b in zip(wanted[:-2], got[:-2], strict=True):
             b.pop(KEY)
-            assert_equal(a, b)
-
-
-def assert_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
-    assert list(a) == list(b)
-    for key, value in a.items():
-        if isinstance(value, torch.Tensor):
-            assert value.dtype == b[key].dtype
-            assert torch.equal(value, b[key]), key
-        else:
-            assert np.array_equal(value, b[key]), key
+            assert_same_sample(a, b)
 
 
 def test_the_data_set_itself_is_not_touched(boxes: Path) -> None:
@@ -89,7 +80,7 @@ def test_other_ways_to_read_a_data_set(boxes: Path, more: dict[str, Any]) -> Non
             if "single_cls" not in more:
                 assert_same_place(b, cache)
             b.pop(KEY)
-            assert_equal(a, b)
+            assert_same_sample(a, b)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -108,7 +99,7 @@ def test_batches_are_those_of_a_run_without(boxes: Path, workers: int) -> None:
         at = landed(b)
         assert at.image.tolist() == b["batch_idx"].tolist()  # boxes: nothing is pasted, so the order is the same
         b.pop(KEY)
-        assert_equal(a, b)
+        assert_same_sample(a, b)
 
 
 def test_a_pickled_data_set_gives_the_same_samples(boxes: Path) -> None:
@@ -121,7 +112,7 @@ def test_a_pickled_data_set_gives_the_same_samples(boxes: Path) -> None:
         seed_all(seed)
         b = copy[seed]
         assert np.array_equal(a.pop(KEY), b.pop(KEY))
-        assert_equal(a, b)
+        assert_same_sample(a, b)
 
 
 def test_an_image_without_any_soft_box(boxes: Path) -> None:

@@ -20,9 +20,10 @@ from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.augment import Mosaic, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 
-from tests.compat.replays import ALL, IMGSZ, PLAIN, SETTINGS, make_images, seed_all
+from tests.compat.replays import ALL, IMGSZ, PLAIN, SETTINGS, assert_same_sample, make_images, seed_all
 from yolokd.compat import views as module
 from yolokd.compat.replay import ReplayDataset
+from yolokd.compat.transforms import exchange
 from yolokd.compat.views import STUDENT_VIEWS, TEACHER_VIEW, Strong, Views, ViewsDataset, attach_views, stacked
 from yolokd.errors import UserError
 
@@ -58,13 +59,7 @@ def assert_same_but_for_the_view(wanted: list[dict[str, Any]], got: list[dict[st
     assert len(wanted) == len(got)
     for a, b in zip(wanted, got, strict=True):
         b.pop(TEACHER_VIEW, None)
-        assert list(a) == list(b)
-        for key, value in a.items():
-            if isinstance(value, torch.Tensor):
-                assert value.dtype == b[key].dtype
-                assert torch.equal(value, b[key]), key
-            else:
-                assert np.array_equal(value, b[key]), key
+        assert_same_sample(a, b)
 
 
 def negatives(images: Path, root: Path) -> dict[str, str]:
@@ -196,7 +191,7 @@ def test_a_mosaic_of_nine(polygons: Path, partners: dict[str, str]) -> None:
     dataset = attached(polygons, PLAIN, Views(partners))
     list(each(dataset)), list(each(wanted))  # a mosaic takes its images from the buffer
     ours, theirs = (Mosaic(one, imgsz=IMGSZ, p=1.0, n=9) for one in (dataset, wanted))
-    module._move(ours)
+    exchange(ours, module._MOVING, "apply_image", "", "")
     for i in range(len(dataset)):
         seed_all(i)
         a = theirs(wanted.get_image_and_label(i))

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 from ultralytics.data.augment import (
-    Albumentations,
-    Compose,
     CopyPaste,
     CutMix,
     Format,
@@ -20,13 +18,12 @@ from ultralytics.data.augment import (
     MixUp,
     Mosaic,
     RandomFlip,
-    RandomHSV,
     RandomPerspective,
 )
 from ultralytics.utils.metrics import bbox_ioa
 
 from yolokd.compat.replay_carried import Array, Carried, Labels, axes, project
-from yolokd.errors import UserError
+from yolokd.compat.transforms import exchange
 
 KEY = "replay"  # of a sample's labels, and of a batch
 
@@ -149,22 +146,6 @@ def carry(transform: Any) -> None:
     Raises:
         UserError: one of them is not known here, or is not built as it was: it would leave the soft boxes behind.
     """
-    kind = type(transform)
-    if kind in _CARRYING.values():  # a transform can stand in several places
-        return
-    if kind is Compose:
-        for step in transform.transforms:
-            carry(step)
-    elif kind in _CARRYING and "apply_instances" in vars(kind):
-        transform.__class__ = _CARRYING[kind]
-        if getattr(transform, "pre_transform", None) is not None:
-            carry(transform.pre_transform)
-    elif kind is not RandomHSV and not _keeps_boxes(transform):
-        raise UserError(
-            f"teacher_cache= cannot carry its boxes through the augmentation {kind.__name__}.",
-            "Leave that augmentation out (augmentations=), or let the teacher run live.",
-        )
-
-
-def _keeps_boxes(transform: Any) -> bool:
-    return type(transform) is Albumentations and not (transform.transform and transform.contains_spatial)
+    problem = "teacher_cache= cannot carry its boxes through"
+    remedy = "Leave that augmentation out (augmentations=), or let the teacher run live."
+    exchange(transform, _CARRYING, "apply_instances", problem, remedy)

@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from ultralytics.data import augment
-from ultralytics.data.augment import Albumentations, BaseTransform, Compose, Format, RandomHSV
+from ultralytics.data.augment import BaseTransform, Format
 from ultralytics.data.dataset import YOLODataset
 
+from yolokd.compat.transforms import exchange
 from yolokd.errors import UserError
 
 Image = NDArray[np.uint8]  # (H, W, C); 3 channels are BGR, as OpenCV reads them
@@ -171,26 +172,10 @@ for _name in ("Mosaic", "MixUp", "CutMix", "CopyPaste", "RandomPerspective", "Ra
     _MOVING[_kind] = globals()[f"_{_name}"] = type(f"_{_name}", (_Moved, _kind), {"__module__": __name__})
 
 
-def _move(transform: Any) -> None:
-    """Let a transform, and those inside it, also move the teacher's image; in place."""
-    kind = type(transform)
-    if kind in _MOVING.values() or kind is RandomHSV:  # a transform can stand in several places
-        return
-    if kind is Compose:
-        for step in transform.transforms:
-            _move(step)
-    elif kind in _MOVING and "apply_image" in vars(kind):
-        transform.__class__ = _MOVING[kind]
-        if getattr(transform, "pre_transform", None) is not None:
-            _move(transform.pre_transform)
-    elif kind is not Albumentations or (transform.transform and transform.contains_spatial):
-        problem = f"The teacher's image cannot follow the student's through the augmentation {kind.__name__}."
-        raise UserError(problem, "Leave that augmentation out (augmentations=).")
-
-
 def _follow(dataset: Any, transforms: Any) -> Any:
     if dataset.augment:
-        _move(transforms)
+        problem = "The teacher's image cannot follow the student's through"
+        exchange(transforms, _MOVING, "apply_image", problem, "Leave that augmentation out (augmentations=).")
         if dataset.views.strong:
             transforms.insert(-1, Strong())
     return transforms
