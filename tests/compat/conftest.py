@@ -1,4 +1,4 @@
-"""Images for the replayed boxes: labelled by boxes, and by polygons."""
+"""Images for what goes through the augmentation with them: labelled by boxes, by polygons, and their negatives."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.compat.replays import make_images
+from tests.compat.viewing import negatives
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +18,8 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def polygons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_images(tmp_path_factory.mktemp("polygons"), polygons=True)
+
+
+@pytest.fixture(scope="module")
+def partners(polygons: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return negatives(polygons, tmp_path_factory.mktemp("partners") / "set")
