@@ -2,7 +2,8 @@
 
 python examples/benchmarks/summary.py examples/benchmarks/results/aquarium.csv[,results/losses.csv] [column] [against]
 
-``against`` is the arm with which the others are compared, seed by seed: plain, or say native, or "plain 10".
+``against`` is the arm with which the others are compared, seed by seed: plain, or say native. Of unlabelled.py's rows
+an arm is "p7 all 10", under the teacher of all labels and with 10 % of them; "plain 10" is compared with those of 10 %.
 """
 
 import csv
@@ -17,12 +18,12 @@ def main(tables: str, column: str = "both_map", against: str = "plain") -> None:
     runs: dict[str, dict[str, float]] = {}
     for table in tables.split(","):
         for row in csv.DictReader(Path(table).read_text(encoding="utf-8").splitlines()):
-            # Of unlabelled.py's rows an arm is "p7 all 10": under the teacher of all labels, with 10 % of them.
             arm = " ".join(row[key] for key in ("arm", "case", "share") if row.get(key, "-") != "-")
             runs.setdefault(arm, {})[row["seed"]] = 100 * float(row[column])
+    share = against.split()[1:][-1:]
     for arm, by_seed in runs.items():
         shared = sorted(set(by_seed) & set(runs[against]))
-        if not shared:  # no seed in common
+        if not shared or (share and arm.split()[-1:] != share):  # no seed in common, or other labels
             continue
         gains = [by_seed[seed] - runs[against][seed] for seed in shared]
         line = f"{arm:16} {len(by_seed)} seed(s)  mean {statistics.mean(by_seed.values()):5.1f}"

@@ -182,6 +182,17 @@ def test_summary_against_another_arm(capsys: Any) -> None:
     assert "to native" in lines["plain"]
 
 
+def test_summary_of_one_share_of_labels(capsys: Any) -> None:
+    table = EXAMPLES / "benchmarks/results/unlabelled_aquarium.csv"
+    run("benchmarks/summary.py", table, "both_last_map", "plain 10")
+    lines = {" ".join(line.split()[:3]): line for line in capsys.readouterr().out.splitlines()}
+    assert "+13.14 (+13.29, +12.45, +13.68)  95 % interval +11.58 to +14.70" in lines["p7 all 10"]
+    assert "+2.74 (+2.83, +3.75, +1.65)" in lines["p7 share 10"]
+    assert not [name for name in lines if "25" in name.split()]
+    run("benchmarks/summary.py", table, "both_last_map", "plain 25")
+    assert "+3.20 (+3.07, +4.05, +2.48)" in capsys.readouterr().out
+
+
 def test_evidence_and_again(lively: Path, toy_student: Path, toy_data: Path, tmp_path: Path, capsys: Any) -> None:
     data = yaml.safe_load(toy_data.read_text())
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump({**data, "test": data["val"]}))
