@@ -188,11 +188,13 @@ def main(data: str, teacher: str, student: str, place: str, *options: str) -> No
             key = {"share": str(share), "case": case, "arm": arm, "seed": str(seed)}
             if has(table, key) or not claimed(home / "claims" / "-".join(key.values())):
                 continue
-            tuned = Path(asked["tuned"]) if asked["tuned"] else fine_tuned(teacher, data, home, asked)
-            if case != "all":
+            tuned = None
+            if case == "all":
+                tuned = Path(asked["tuned"]) if asked["tuned"] else fine_tuned(teacher, data, home, asked)
+            elif case != "-":
                 tuned = fine_tuned(teacher, str(folder / "repeated.yaml"), folder, asked)
             start = time.time()
-            last = train(arm, case, seed, None if case == "-" else tuned, folder, files, asked)
+            last = train(arm, case, seed, tuned, folder, files, asked)
             append(table, key | {"seconds": round(time.time() - start)} | judge(last, data, asked["imgsz"]))
 
 
