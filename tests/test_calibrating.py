@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import NAMES
 from tests.helpers import panel
-from tests.test_pseudo import SIDE, TURNED, Oracle
+from tests.oracle import SIDE, TURNED, Oracle
 from yolokd.calibrating import FLOOR, described, judge, only, thresholds
 from yolokd.classes import ClassMap
 from yolokd.predictions import HeadInfo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from ultralytics import YOLO
 
 from tests.conftest import save_detector
 from tests.feeding import FAST, columns, trainer_of
+from tests.oracle import SIDE, TURNED, Oracle
 from tests.photos import changed, film
 from yolokd import distill
 from yolokd.api import check
 from yolokd.compat.joined import UNLABELLED, JoinedDataset
 from yolokd.errors import UserError
+from yolokd.predictions import Predictions
 from yolokd.pseudo import NEVER
 from yolokd.teachers.live import LARGER
 from yolokd.teachers.mean import MeanPanel
@@ -60,50 +63,54 @@ def test_each_batch_says_which_images_have_no_labels(
         assert not bare & set(batch["batch_idx"].int().tolist())
 
 
+def says_the_truth(trainer: Any, teacher_names: dict[int, str]) -> Callable[..., list[Predictions]]:
+    """The answers of a teacher that sees each object of the images without labels, by the labelled files' names."""
+    truth = {Path(label["im_file"]).name: label for label in trainer.train_loader.dataset.labelled.labels}
+
+    def ask(batch: Any, student: Any = None) -> list[Predictions]:
+        rows = []
+        for i, (file, bare) in enumerate(zip(batch["im_file"], batch[UNLABELLED], strict=True)):
+            label = truth[Path(file).name]
+            for c, (x, y, w, h) in zip(label["cls"].ravel(), label["bboxes"] * SIDE, strict=True):
+                rows += [(i, c, 0.95, x - w / 2, y - h / 2, x + w / 2, y + h / 2)] if bare else []
+        said = Oracle(rows, teacher_names)(batch)
+        return [Predictions(trainer.panel.views[0].class_map(said.scores), said.boxes, None)]
+
+    return ask
+
+
+def targets_of(trainer: Any, batch: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The batch that the detection loss is given."""
+    criterion, seen = trainer.criterion, {}
+    criterion.pseudo.thresholds = torch.tensor([0.5, 0.5, 0.5])
+    monkeypatch.setattr(criterion, "base", lambda preds, batch: seen.update(batch) or (torch.zeros(3), {}))
+    monkeypatch.setattr(criterion._assigners[0], "take", lambda strides: None)
+    monkeypatch.setattr(criterion, "_distil", lambda *args: {})
+    criterion(trainer.model(batch["img"]), batch)
+    return seen
+
+
 def test_a_perfect_teacher_makes_the_labels_that_were_taken_away(
     toy_data: Path, toy_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """End to end through loader, thresholds and criterion: each object of an image without labels is a target again,
     with the class that the student's data set gives it, although the teacher's classes stand in another order."""
-    turned = {0: "blue", 1: "red", 2: "green"}
-    teacher = save_detector("yolov8n.yaml", tmp_path / "t.pt", turned)
+    teacher = save_detector("yolov8n.yaml", tmp_path / "t.pt", TURNED)
     (tmp_path / "all").mkdir()
-    source = toy_data.parent / "images/train"
-    for file in source.glob("*.png"):  # other pixels, so that they are no training images
+    for file in (toy_data.parent / "images/train").glob("*.png"):  # other pixels, so that they are no training images
         cv2.imwrite(str(tmp_path / "all" / file.name), cv2.imread(str(file)))
     off = dict.fromkeys(("mosaic", "fliplr", "scale", "translate", "hsv_h", "hsv_s", "hsv_v"), 0.0)
     trainer = trainer_of(
         toy_data, toy_student, teacher, tmp_path / "p", unlabelled=str(tmp_path / "all"), unlabelled_ratio=1, **off
     )
-    criterion, panel = trainer.criterion, trainer.panel
-    assert criterion is not None
-    assert panel is not None
-    truth = {Path(label["im_file"]).name: label for label in trainer.train_loader.dataset.labelled.labels}
+    monkeypatch.setattr(trainer.panel, "ask", says_the_truth(trainer, TURNED))
     batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
-    files, bare = [Path(file).name for file in batch["im_file"]], [i for i, u in enumerate(batch[UNLABELLED]) if u]
+    seen = targets_of(trainer, batch, monkeypatch)
+    truth = {Path(label["im_file"]).name: label for label in trainer.train_loader.dataset.labelled.labels}
+    bare = [i for i, without in enumerate(batch[UNLABELLED]) if without]
     assert bare
-
-    def sees(batch: Any, student: Any = None) -> Any:
-        from tests.test_pseudo import Oracle
-
-        rows = []
-        for i in bare:
-            for label, (x, y, w, h) in zip(truth[files[i]]["cls"].ravel(), truth[files[i]]["bboxes"] * 64, strict=True):
-                rows.append((i, label, 0.95, x - w / 2, y - h / 2, x + w / 2, y + h / 2))
-        oracle = Oracle(rows, turned)
-        said = oracle(batch)
-        return [type(said)(panel.views[0].class_map(said.scores), said.boxes, None)]
-
-    monkeypatch.setattr(panel, "ask", sees)
-    criterion.pseudo.thresholds = torch.tensor([0.5, 0.5, 0.5])  # type: ignore[union-attr]
-    seen = {}
-    monkeypatch.setattr(criterion, "base", lambda preds, batch: seen.update(batch) or (torch.zeros(3), {}))
-    monkeypatch.setattr(criterion._assigners[0], "take", lambda strides: None)
-    monkeypatch.setattr(criterion, "_distil", lambda *args: {})
-    criterion(trainer.model(batch["img"]), batch)
     for i in bare:
-        here = seen["batch_idx"] == i
-        expected = truth[files[i]]
+        here, expected = seen["batch_idx"] == i, truth[Path(batch["im_file"][i]).name]
         # Two objects of one class whose middles share an anchor are one detection of the oracle.
         assert set(seen["cls"][here].ravel().tolist()) <= set(expected["cls"].ravel().tolist())
         assert len(expected["cls"]) == 0 or here.any()

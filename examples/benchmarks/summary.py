@@ -16,14 +16,15 @@ from scipy.special import stdtrit  # the quantile of Student's t
 
 def main(tables: str, column: str = "both_map", against: str = "plain") -> None:
     runs: dict[str, dict[str, float]] = {}
+    shares: dict[str, str | None] = {}  # of the labels; only unlabelled.py's tables have it
     for table in tables.split(","):
         for row in csv.DictReader(Path(table).read_text(encoding="utf-8").splitlines()):
             arm = " ".join(row[key] for key in ("arm", "case", "share") if row.get(key, "-") != "-")
             runs.setdefault(arm, {})[row["seed"]] = 100 * float(row[column])
-    share = against.split()[1:][-1:]
+            shares[arm] = row.get("share")
     for arm, by_seed in runs.items():
         shared = sorted(set(by_seed) & set(runs[against]))
-        if not shared or (share and arm.split()[-1:] != share):  # no seed in common, or other labels
+        if not shared or shares[against] not in (None, shares[arm]):
             continue
         gains = [by_seed[seed] - runs[against][seed] for seed in shared]
         line = f"{arm:16} {len(by_seed)} seed(s)  mean {statistics.mean(by_seed.values()):5.1f}"

@@ -10,14 +10,14 @@ from ultralytics.data.augment import Albumentations, Compose, RandomHSV
 from yolokd.errors import UserError
 
 
-def exchange(transform: Any, followers: Mapping[type, type], method: str, what: str, remedy: str) -> None:
+def exchange(transform: Any, followers: Mapping[type, type], method: str, problem: str, remedy: str) -> None:
     """Give a transform, and those inside it, the class that also moves what goes along; in place.
 
     Args:
         transform: of Ultralytics; one that was exchanged before stays.
         followers: class of a transform to the subclass that takes its place.
         method: that the subclass builds on; a class of Ultralytics that has it no longer is refused.
-        what: goes along and cannot follow, for the error, up to "the augmentation".
+        problem: the first line of the error, up to "the augmentation".
         remedy: the second line of the error.
 
     Raises:
@@ -28,10 +28,10 @@ def exchange(transform: Any, followers: Mapping[type, type], method: str, what: 
         return
     if kind is Compose:
         for step in transform.transforms:
-            exchange(step, followers, method, what, remedy)
+            exchange(step, followers, method, problem, remedy)
     elif kind in followers and method in vars(kind):
         transform.__class__ = followers[kind]
         if getattr(transform, "pre_transform", None) is not None:
-            exchange(transform.pre_transform, followers, method, what, remedy)
+            exchange(transform.pre_transform, followers, method, problem, remedy)
     elif kind is not Albumentations or (transform.transform and transform.contains_spatial):
-        raise UserError(f"{what} the augmentation {kind.__name__}.", remedy)
+        raise UserError(f"{problem} the augmentation {kind.__name__}.", remedy)
