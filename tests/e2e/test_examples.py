@@ -191,6 +191,8 @@ def test_summary_of_one_share_of_labels(capsys: Any) -> None:
     assert not [name for name in lines if "25" in name.split()]
     run("benchmarks/summary.py", table, "both_last_map", "plain 25")
     assert "+3.20 (+3.07, +4.05, +2.48)" in capsys.readouterr().out
+    run("benchmarks/summary.py", table.with_name("unlabelled_bccd.csv"), "both_last_map", "plain 10")
+    assert "+3.38 (+2.91, +3.72, +3.50)  95 % interval +2.34 to +4.42" in capsys.readouterr().out
 
 
 def test_evidence_and_again(lively: Path, toy_student: Path, toy_data: Path, tmp_path: Path, capsys: Any) -> None:
