@@ -63,18 +63,21 @@ def test_each_batch_says_which_images_have_no_labels(
         assert not bare & set(batch["batch_idx"].int().tolist())
 
 
-def says_the_truth(trainer: Any, teacher_names: dict[int, str]) -> Callable[..., list[Predictions]]:
-    """The answers of a teacher that sees each object of the images without labels, by the labelled files' names."""
-    truth = {Path(label["im_file"]).name: label for label in trainer.train_loader.dataset.labelled.labels}
+def says_the_truth(
+    panel: Any, truth: dict[str, Any], teacher_names: dict[int, str]
+) -> Callable[..., list[Predictions]]:
+    """What a teacher answers that sees each object of the images without labels; truth: labels by file name."""
 
     def ask(batch: Any, student: Any = None) -> list[Predictions]:
         rows = []
         for i, (file, bare) in enumerate(zip(batch["im_file"], batch[UNLABELLED], strict=True)):
+            if not bare:
+                continue
             label = truth[Path(file).name]
             for c, (x, y, w, h) in zip(label["cls"].ravel(), label["bboxes"] * SIDE, strict=True):
-                rows += [(i, c, 0.95, x - w / 2, y - h / 2, x + w / 2, y + h / 2)] if bare else []
+                rows.append((i, c, 0.95, x - w / 2, y - h / 2, x + w / 2, y + h / 2))
         said = Oracle(rows, teacher_names)(batch)
-        return [Predictions(trainer.panel.views[0].class_map(said.scores), said.boxes, None)]
+        return [Predictions(panel.views[0].class_map(said.scores), said.boxes, None)]
 
     return ask
 
@@ -103,10 +106,10 @@ def test_a_perfect_teacher_makes_the_labels_that_were_taken_away(
     trainer = trainer_of(
         toy_data, toy_student, teacher, tmp_path / "p", unlabelled=str(tmp_path / "all"), unlabelled_ratio=1, **off
     )
-    monkeypatch.setattr(trainer.panel, "ask", says_the_truth(trainer, TURNED))
+    truth = {Path(label["im_file"]).name: label for label in trainer.train_loader.dataset.labelled.labels}
+    monkeypatch.setattr(trainer.panel, "ask", says_the_truth(trainer.panel, truth, TURNED))
     batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
     seen = targets_of(trainer, batch, monkeypatch)
-    truth = {Path(label["im_file"]).name: label for label in trainer.train_loader.dataset.labelled.labels}
     bare = [i for i, without in enumerate(batch[UNLABELLED]) if without]
     assert bare
     for i in bare:
